@@ -1,0 +1,3 @@
+"""Ternary hyper-complex language-model kernels: definitions, implementations, proof and measurement."""
+
+__version__ = "0.1.0"

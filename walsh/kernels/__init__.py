@@ -1,0 +1,1 @@
+"""Kernels: the same function names in one folder per backend."""

@@ -1,0 +1,1 @@
+"""The conformance suite: catalogue of calls, vectors, comparer, runner and backends."""
