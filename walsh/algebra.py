@@ -17,7 +17,7 @@ so x_j and w_k may be matrix blocks, over any ring in which D can be divided out
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ def is_power_of_two(n: int) -> bool:
     return n > 0 and n & (n - 1) == 0
 
 
-@lru_cache(maxsize=None)
+@cache
 def _signs(dimension: int) -> NDArray[np.int8]:
     """S by recursion on the definition; read-only because it is cached."""
     if dimension == 1:
@@ -76,7 +76,7 @@ def cayley_dickson_signs(dimension: int) -> NDArray[np.int8]:
     return _signs(dimension)
 
 
-@lru_cache(maxsize=None)
+@cache
 def sylvester(n: int) -> NDArray[np.int8]:
     """Sylvester-Hadamard matrix, unnormalised.
 
@@ -205,20 +205,20 @@ def _conjugate_signs(dimension: int) -> NDArray[np.int8]:
     return conjugate(np.ones(dimension, dtype=np.int8))
 
 
-@lru_cache(maxsize=None)
+@cache
 def fast_forward(dimension: int) -> FastProduct:
     """``y_i = sum_j S[i, j] x_j w_{i xor j}``: p = x, q = w."""
     return fast_product(cayley_dickson_signs(dimension))
 
 
-@lru_cache(maxsize=None)
+@cache
 def fast_backward_x(dimension: int) -> FastProduct:
     """``dx_j = sum_i S[i, j] dy_i w_{i xor j}``: p = dy, q = w. Equals ``dy w*``, hence the flipped w."""
     signs = np.ascontiguousarray(cayley_dickson_signs(dimension).T)
     return fast_product(signs, flip_q=_conjugate_signs(dimension))
 
 
-@lru_cache(maxsize=None)
+@cache
 def fast_backward_w(dimension: int) -> FastProduct:
     """``dw_k = sum_i S[i, i xor k] dy_i x_{i xor k}``: p = dy, q = x. Equals ``x* dy``, hence the flipped x."""
     signs = cayley_dickson_signs(dimension)

@@ -4,8 +4,8 @@ A call is a function of a backend by the name that SPEC.md gives it. From one en
 form (``NAME.strict``) and its gradient (``NAME.backward``). Generator, adapters, runner and documentation read this
 table, so that a signature is written once.
 
-Inputs with a dot in their name are members of a container argument: ``tables.0`` and ``tables.1`` make the list ``tables``,
-``weights.norm.weight`` the entry ``norm.weight`` of the mapping ``weights``.
+Inputs with a dot in their name are members of a container argument: ``tables.0`` and ``tables.1`` make the list
+``tables``, ``weights.norm.weight`` the entry ``norm.weight`` of the mapping ``weights``.
 """
 
 from __future__ import annotations

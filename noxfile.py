@@ -1,0 +1,107 @@
+"""Every job of the project, by name: ``nox -s conformance``, ``nox -s tests``, ...
+
+Without nox on the machine, ``python3 noxfile.py -s conformance`` does the same: it first puts nox and uv into
+``.nox/bootstrap`` and then goes on with them.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+BOOTSTRAP = ROOT / ".nox" / "bootstrap"
+
+
+def bootstrap() -> int:
+    """Install nox and uv into a virtual environment of their own and run this file there."""
+    python = BOOTSTRAP / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if sys.version_info < (3, 11):  # noqa: UP036  # an older Python reads this line and is told, not shown a traceback
+        print(f"walsh needs Python 3.11 or newer, this is {sys.version.split()[0]}: run a newer one.", file=sys.stderr)
+        return 1
+    ready = python.exists() and subprocess.run([python, "-c", "import nox, uv"], capture_output=True).returncode == 0
+    if not ready:
+        print(f"Setting up nox and uv in {BOOTSTRAP.relative_to(ROOT)} (once) ...", file=sys.stderr)
+        made = subprocess.run([sys.executable, "-m", "venv", "--clear", BOOTSTRAP])
+        if made.returncode:
+            print("Python's venv module does not work here; on Debian: apt-get install python3-venv", file=sys.stderr)
+            return 1
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "nox[uv]>=2024.10.9"], check=True)
+    return subprocess.run([python, __file__, *sys.argv[1:]]).returncode
+
+
+try:
+    import nox
+except ModuleNotFoundError:
+    if __name__ != "__main__":
+        raise
+    sys.exit(bootstrap())
+
+nox.needs_version = ">=2024.10.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_missing_interpreters = True
+nox.options.sessions = ["lint", "conformance", "tests"]
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+"""Parallel test processes share the cores; a pool of threads in each would only fight over them."""
+
+
+def install(session: nox.Session, extras: str = "", *groups: str) -> None:
+    """Install the project, editable, with these extras and dependency groups, at the versions of constraints.txt."""
+    target = f".[{extras}]" if extras else "."
+    requirements = [argument for group in groups for argument in ("--group", group)]
+    session.install("-e", target, *requirements, "-c", "constraints.txt")
+
+
+@nox.session
+def conformance(session: nox.Session) -> None:
+    """The main job: hold every backend that runs here to the golden vectors and print the parity matrix."""
+    install(session, "torch")
+    session.run("walsh", "conformance", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """What the vectors cannot say: properties, the suite's own tests, the command line."""
+    install(session, "torch", "test")
+    session.run("pytest", "--numprocesses=auto", "--dist=worksteal", *session.posargs, env=ONE_THREAD)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Lint, format and strict types."""
+    install(session, "torch", "test", "lint")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+
+
+@nox.session
+def vectors(session: nox.Session) -> None:
+    """Write the golden vectors anew from the references; after a change of the definition only."""
+    install(session)
+    session.run("walsh", "conformance", "generate", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Timings against honest baselines; needs a quiet machine."""
+    install(session, "torch", "test")
+    session.run("python", "bench/octonion_layer.py", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def lock(session: nox.Session) -> None:
+    """Resolve constraints.txt anew from pyproject.toml."""
+    session.run(
+        "uv", "pip", "compile", "--universal", "--python-version=3.11", "--upgrade", "--no-header", "--no-annotate",
+        "--no-emit-index-url", "--no-emit-find-links", "--all-extras", "--group=test", "--group=lint", "pyproject.toml",
+        "--output-file=constraints.txt", external=True,
+    )  # fmt: skip  # options read best as a command line
+
+
+if __name__ == "__main__":
+    nox.main()
