@@ -73,6 +73,12 @@ class BackendError(WalshError, RuntimeError):
     phase = "load"
 
 
+class DataError(WalshError, OSError):
+    """Training data that is missing, foreign (another tokenizer's) or cannot be fetched; names the remedy."""
+
+    phase = "load"
+
+
 class VectorError(WalshError, ValueError):
     """Conformance data that cannot be trusted: missing, edited, malformed or too few."""
 
@@ -91,6 +97,7 @@ ERRORS: dict[str, type[WalshError]] = {
         StrictError,
         CapacityError,
         BackendError,
+        DataError,
         VectorError,
     )
 }
