@@ -1,0 +1,244 @@
+"""Walsh-Hadamard transform and the Hadamard linear layer (SPEC.md, section *hadamard*).
+
+    y_g = sum_h (-1)^popcount(g & h) x_h / sqrt(n)                                            x [..., n]
+    u = alpha * x;  v = H u;  z_g = v_g w_g^T;  Y = beta * H z             x [..., n*K], w [n, N, K], Y [..., n*N]
+
+The transform is the radix-2 butterfly, strides 1, 2, 4, ..., (a + b, a - b), then one product with 1 / sqrt(n) (Fino and
+Algazi, *Unified matrix treatment of the fast Walsh-Hadamard transform*, 1976). In the layer it runs across the n
+blocks, so each butterfly adds whole blocks, and the n small products are one batched GEMM.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from walsh.algebra import is_power_of_two
+from walsh.errors import ParameterError, ShapeError
+from walsh.kernels.torch._check import (
+    INTEGERS,
+    accumulate_dtype,
+    require_float,
+    require_optional,
+    require_shape,
+    require_weight,
+    rows,
+)
+from walsh.kernels.torch.activations import dequantize, quantize_activations
+from walsh.kernels.torch.integer import integer_bmm
+from walsh.kernels.torch.ternary import as_codes, check_ternary, clip_gradient, ternary, weight_shape
+
+
+def butterflies(x: Tensor, dim: int, overwrite: bool = False) -> Tensor:
+    """Unnormalised transform across one axis, in the pinned order of additions.
+
+    Args:
+        x: any dtype; its length n along ``dim`` is a power of two.
+        dim: the axis, counted from the front.
+        overwrite: x may be used as scratch memory, which saves a buffer of its size.
+
+    Returns:
+        The transform: in new memory, or perhaps in that of x if ``overwrite``; x itself if n is 1.
+    """
+    n = x.shape[dim]
+    source, target = x, None
+    for stage in range(n.bit_length() - 1):
+        if target is None:
+            target = torch.empty_like(source)
+        shape = (*x.shape[:dim], n >> stage + 1, 2, 1 << stage, *x.shape[dim + 1 :])
+        pairs, out = source.view(shape), target.view(shape)
+        a, b = pairs.select(dim + 1, 0), pairs.select(dim + 1, 1)
+        torch.add(a, b, out=out.select(dim + 1, 0))
+        torch.sub(a, b, out=out.select(dim + 1, 1))
+        # Two buffers take turns.
+        source, target = target, source if overwrite or source is not x else None
+    return source
+
+
+def orthonormal(x: Tensor, dim: int, overwrite: bool = False) -> Tensor:
+    """Butterflies across one axis, then one product with 1 / sqrt(n); memory as in :func:`butterflies`."""
+    n = x.shape[dim]
+    return x if n == 1 else butterflies(x, dim, overwrite).mul_(1 / math.sqrt(n))
+
+
+class _Transform(torch.autograd.Function):
+    """The orthonormal or plain transform along the last axis: its own transpose."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, normalize: bool) -> Tensor:
+        ctx.normalize = normalize
+        wide = x.to(accumulate_dtype(x))
+        y = orthonormal(wide, x.ndim - 1) if normalize else butterflies(wide, x.ndim - 1)
+        return y.to(x.dtype) if y is not x else x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        return _Transform.apply(dy, ctx.normalize), None
+
+
+def hadamard_transform(x: Tensor, normalize: bool = True) -> Tensor:
+    """Walsh-Hadamard transform along the last axis, Sylvester order.
+
+    Args:
+        x: float [..., n], or integer with ``normalize=False``; n a power of two.
+        normalize: divide by sqrt(n).
+
+    Returns:
+        y [..., n] in the dtype of x; int32 for integer x.
+
+    Raises:
+        ShapeError: n is not a power of two. ParameterError: integer x with ``normalize=True``.
+        DTypeError: neither float nor integer.
+    """
+    if x.ndim == 0 or not is_power_of_two(x.shape[-1]):
+        raise ShapeError(f"x has shape {list(x.shape)}: expected [..., n] with n a power of two; pad it")
+    if x.dtype in INTEGERS:
+        if normalize:
+            raise ParameterError(f"x is {x.dtype} and normalize is True: integers stay exact only with normalize=False")
+        wide = x.to(torch.int32)
+        y = butterflies(wide, x.ndim - 1)
+        return y.clone() if y is x else y
+    require_float("x", x)
+    result: Tensor = _Transform.apply(x, normalize)
+    return result
+
+
+def _check(x: Tensor, w: Tensor, alpha: Tensor | None, beta: Tensor | None) -> None:
+    require_float("x", x)
+    require_weight("w", w)
+    if w.ndim != 3 or not is_power_of_two(w.shape[0]):
+        raise ShapeError(f"w has shape {list(w.shape)}: expected [n, N, K] with n a power of two")
+    n = w.shape[0]
+    if x.ndim == 0 or x.shape[-1] % n:
+        raise ShapeError(f"x has shape {list(x.shape)}: expected [..., n*K] with n = {n}, from w {list(w.shape)}")
+    k = x.shape[-1] // n
+    require_shape(
+        "w", w, weight_shape(w, k), f"[n, N, K] with n*K = {x.shape[-1]}, the features of x, K four to a byte"
+    )
+    require_optional("alpha", alpha, (n, k), "[n, K]")
+    require_optional("beta", beta, (n, w.shape[1]), "[n, N]")
+
+
+class _HadamardLinear(torch.autograd.Function):
+    """The layer with or without rounding of weights and activations; saves v, not u, x being there anyway."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        w: Tensor,
+        alpha: Tensor | None,
+        beta: Tensor | None,
+        bits: int | None,
+        rule: str | None,
+        ste_clip: float | None,
+    ) -> Tensor:
+        work = accumulate_dtype(x, w, alpha, beta)
+        n, width = w.shape[0], w.shape[1]
+        m, k = rows(x), x.shape[-1] // n
+        u = x.reshape(m, n, k).to(work)
+        v = orthonormal(u if alpha is None else u * alpha.to(work), 1)
+        q = w if rule is None else ternary(w, rule)[0]
+        scale = None
+        if bits is None:
+            z = v.new_empty(n, m, width)
+            torch.bmm(v.transpose(0, 1), q.to(work).transpose(1, 2), out=z)
+            h = orthonormal(z, 0, overwrite=True).transpose(0, 1)
+        else:
+            v, scale = quantize_activations(v.view(m, n * k))
+            v = v.view(m, n, k)
+            # Integer products and integer butterflies: exact, whatever the order of summation.
+            total = butterflies(integer_bmm(v.transpose(0, 1), q.transpose(1, 2)), 0, overwrite=True).transpose(0, 1)
+            h = total.to(scale.dtype).div_(scale[:, :, None]).mul_(1 / math.sqrt(n))
+        y = h if beta is None else h * beta.to(work)
+        ctx.ste_clip = ste_clip
+        keep = h if ctx.needs_input_grad[3] else None
+        ctx.save_for_backward(x, w if ste_clip is not None else None, alpha, beta, v, scale, q, keep)
+        return y.reshape(*x.shape[:-1], n * width).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, w, alpha, beta, v, scale, q, h = ctx.saved_tensors
+        work = accumulate_dtype(x, q, alpha, beta)
+        n, width = q.shape[0], q.shape[1]
+        m, k = rows(x), x.shape[-1] // n
+        dh = dy.reshape(m, n, width).to(work)
+        dx = dw = dalpha = dbeta = None
+        if ctx.needs_input_grad[3]:
+            dbeta = (dh * h).sum(dim=0).to(beta.dtype)
+        if beta is not None:
+            dh = dh * beta.to(work)
+        dz = orthonormal(dh, 1).transpose(0, 1)
+        if ctx.needs_input_grad[1]:
+            value = v if scale is None else dequantize(v, scale[:, :, None])
+            dw = torch.bmm(dz.transpose(1, 2), value.transpose(0, 1)).to(q.dtype if q.is_floating_point() else work)
+        if ctx.needs_input_grad[0] or ctx.needs_input_grad[2]:
+            du = orthonormal(torch.bmm(dz, q.to(work)), 0, overwrite=True).transpose(0, 1)
+            if ctx.needs_input_grad[2]:
+                dalpha = (du * x.reshape(m, n, k)).sum(dim=0).to(alpha.dtype)
+            if ctx.needs_input_grad[0]:
+                dx = (du if alpha is None else du * alpha.to(work)).reshape(x.shape).to(x.dtype)
+        if dw is not None:
+            dw = clip_gradient(dw, w, ctx.ste_clip)
+        return dx, dw, dalpha, dbeta, None, None, None
+
+
+def hadamard_linear(x: Tensor, w: Tensor, alpha: Tensor | None = None, beta: Tensor | None = None) -> Tensor:
+    """Block-diagonal product between two orthonormal transforms across n blocks.
+
+    Args:
+        x: float [..., n*K].
+        w: float [n, N, K], int8 codes, or uint8 [n, N, ceil(K / 4)] as ``pack_ternary`` makes it.
+        alpha: float [n, K] on the input, or None.
+        beta: float [n, N] on the output, or None.
+
+    Returns:
+        y [..., n*N] in the dtype of x.
+
+    Raises:
+        ShapeError, DTypeError: arguments that do not fit. ParameterError: codes outside {-1, 0, 1}.
+        FormatError: damaged packed weights.
+    """
+    _check(x, w, alpha, beta)
+    if not w.is_floating_point():
+        w = as_codes(w, x.shape[-1] // w.shape[0])
+    result: Tensor = _HadamardLinear.apply(x, w, alpha, beta, None, None, None)
+    return result
+
+
+def hadamard_bit_linear(
+    x: Tensor,
+    w: Tensor,
+    alpha: Tensor | None = None,
+    beta: Tensor | None = None,
+    activation_bits: int | None = 8,
+    rule: str = "absmean",
+    ste_clip: float | None = None,
+) -> Tensor:
+    """The Hadamard layer that trains: ternary weights, and int8 activations after the first transform.
+
+    Args:
+        x, w, alpha, beta: as in :func:`hadamard_linear`; integer w is used as it is.
+        activation_bits: 8, or None to leave activations alone.
+        rule, ste_clip: as in ``ternary_ste``.
+
+    Returns:
+        y [..., n*N] in the dtype of x. Backward is straight-through; dw is taken at the rounded activations.
+
+    Raises:
+        As :func:`hadamard_linear`; NonFiniteError: NaN or infinity in w; ParameterError: other bits, another rule.
+    """
+    _check(x, w, alpha, beta)
+    if activation_bits not in (8, None):
+        raise ParameterError(f"activation_bits is {activation_bits!r}: expected 8 or None")
+    if w.is_floating_point():
+        check_ternary(w, rule)
+    else:
+        w, rule, ste_clip = as_codes(w, x.shape[-1] // w.shape[0]), "", None
+    result: Tensor = _HadamardLinear.apply(x, w, alpha, beta, activation_bits, rule or None, ste_clip)
+    return result
