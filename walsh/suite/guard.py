@@ -101,6 +101,18 @@ class WatchedInputs:
         return next((name for name, base in self._bases.items() if base.tobytes() != self._before[name]), None)
 
 
+def misbehaviour(inputs: WatchedInputs, outputs: Mapping[str, GuardedOutput]) -> str:
+    """What a run did to memory that was not its own, one clause; empty if nothing."""
+    clobbered = inputs.clobbered()
+    if clobbered is not None:
+        return f"input {clobbered} was changed"
+    for name, output in outputs.items():
+        overrun = output.overrun()
+        if overrun is not None:
+            return f"output {name} was written {overrun}"
+    return ""
+
+
 def _scatter(array: Array) -> tuple[Array, Array]:
     """A poisoned buffer and a view of every second element in it, offset by one, that equals ``array``."""
     base = np.empty((*array.shape[:-1], 2 * array.shape[-1] + 3), dtype=array.dtype)

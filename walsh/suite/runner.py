@@ -1,8 +1,8 @@
 """Run vectors against a backend, three times each, and believe nothing that it could have faked.
 
-Every case runs twice on contiguous inputs, which must give the same bits, and once on strided inputs, which must keep to
-the rule. Outputs are poisoned and guarded, inputs remembered (``walsh.suite.guard``); expected values are decoded only
-after the backend is done. An invalid case must raise the right error and leave its outputs untouched.
+Every case runs twice on contiguous inputs, which must give the same bits, and once on strided inputs, which must keep
+to the rule. Outputs are poisoned and guarded, inputs remembered (``walsh.suite.guard``); expected values are decoded
+only after the backend is done. An invalid case must raise the right error and leave its outputs untouched.
 
 Outcomes: ``pass``; ``fail``, a wrong answer; ``error``, no answer; ``skip``, a refusal by call, dtype, shape or
 parameter; ``xfail`` and ``xpass``, a deviation that held and one that no longer does.
@@ -23,7 +23,7 @@ from walsh.errors import ERRORS, VectorError, WalshError
 from walsh.suite.backend import AdapterBroken, Backend, OutputMismatch, Skip
 from walsh.suite.comparer import Comparison, compare
 from walsh.suite.deviations import Deviations
-from walsh.suite.guard import GuardedOutput, WatchedInputs, bits_of
+from walsh.suite.guard import GuardedOutput, WatchedInputs, bits_of, misbehaviour
 from walsh.suite.policy import Policy
 from walsh.suite.tensors import Array
 from walsh.suite.vectors import SMOKE, Case, ExpectedError, decode_params
@@ -140,19 +140,8 @@ def _attempt(backend: Backend, case: Case, which: int, strided: bool) -> _Attemp
     except (Exception, SystemExit) as caught:
         error, trace = caught, traceback.format_exc()
     seconds = time.perf_counter() - started
-    problem = _misbehaviour(inputs, outputs)
+    problem = misbehaviour(inputs, outputs)
     return _Attempt(outputs, answer, error, trace, problem, seconds)
-
-
-def _misbehaviour(inputs: WatchedInputs, outputs: Mapping[str, GuardedOutput]) -> str:
-    clobbered = inputs.clobbered()
-    if clobbered is not None:
-        return f"input {clobbered} was changed"
-    for name, output in outputs.items():
-        overrun = output.overrun()
-        if overrun is not None:
-            return f"output {name} was written {overrun}"
-    return ""
 
 
 def run_case(
@@ -210,7 +199,7 @@ def _judge_values(case: Case, attempts: list[_Attempt], policy: Policy, descript
             return Outcome(name, case, "fail", _label(index) + attempt.problem)
         if attempt.error is not None:
             # A result of the wrong shape is an answer, and a wrong one; anything else is no answer at all.
-            kind = "fail" if isinstance(attempt.error, OutputMismatch) else "error"
+            kind = "fail" if OutputMismatch.__name__ in error_names(attempt.error) else "error"
             return Outcome(name, case, kind, _label(index) + describe_error(attempt.error), trace=attempt.trace)
         if attempt.answer is not None:
             return Outcome(name, case, "fail", _label(index) + "skipped, though the first run was not")
@@ -303,7 +292,7 @@ def run_backend(
     cases: Iterable[Case],
     policy: Policy,
     deviations: Deviations | None = None,
-    on_outcome: Callable[[Outcome], None] = lambda outcome: None,
+    on_outcome: Callable[[Outcome], None] | None = None,
 ) -> BackendRun:
     """Run cases against one backend, smoke cases first.
 
@@ -312,12 +301,12 @@ def run_backend(
         cases: those that were selected.
         policy: the budgets.
         deviations: its known failures.
-        on_outcome: called after each case, for progress and reports; a skip may later be withdrawn, see below.
+        on_outcome: called after each case, for progress; the verdict on a skip may still change, see below.
 
     Returns:
-        what was learned. If every smoke case that was not skipped ended in an error, the adapter counts as broken and the
-        rest is not run. A skip is a failure if another case with the same call, parameters, dtypes and shapes ran: what
-        a backend refuses may not depend on values.
+        what was learned. If every smoke case that was not skipped ended in an error, the adapter counts as broken and
+        the rest is not run. A skip is a failure if another case with the same call, parameters, dtypes and shapes ran:
+        what a backend refuses may not depend on values.
     """
     description = backend.describe()
     deviations = deviations or Deviations()
@@ -335,7 +324,8 @@ def run_backend(
         if outcome.outcome != "skip":
             ran[_signature(case)] = True
         outcomes.append(outcome)
-        on_outcome(outcome)
+        if on_outcome is not None:
+            on_outcome(outcome)
         if number == smoke:
             broken = _judge_smoke(outcomes)
             if broken:
