@@ -9,8 +9,6 @@ order (hence no atomics, and the same bits in every run) and rounds its share. R
 half to 0, so q = (w > gamma / 2) - (w < -gamma / 2), and no element is divided.
 """
 
-import weakref
-
 import torch
 import triton
 import triton.language as tl
@@ -296,7 +294,8 @@ def require_packed(codes: Tensor, k: int) -> None:
         raise FormatError(f"packed has a padding code other than 1 past position {k}: the bytes are damaged")
 
 
-_CHECKED: weakref.WeakKeyDictionary[Tensor, tuple[int, int]] = weakref.WeakKeyDictionary()
+_CHECKED = "_walsh_checked_codes"
+"""Attribute of a tensor whose codes were found valid: the width and the version of the tensor then."""
 
 
 def require_codes(w: Tensor, k: int) -> None:
@@ -307,10 +306,10 @@ def require_codes(w: Tensor, k: int) -> None:
     if w.dtype not in (torch.int8, torch.uint8) or not synchronous(w):
         return
     stamp = (k, -1 if w.is_inference() else w._version)
-    if stamp[1] >= 0 and _CHECKED.get(w) == stamp:
+    if stamp[1] >= 0 and w.__dict__.get(_CHECKED) == stamp:
         return
     if w.dtype == torch.int8:
         require_ternary("w", w)
     else:
         require_packed(_unpack(w, 4 * w.shape[-1]), k)
-    _CHECKED[w] = stamp
+    w.__dict__[_CHECKED] = stamp

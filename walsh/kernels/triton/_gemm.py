@@ -1,0 +1,502 @@
+# mypy: disable-error-code="no-untyped-def"
+# (arguments of Triton kernels are traced, not typed)
+"""One kernel for the three products of a Cayley-Dickson layer, and for plain matrix products (D = 1).
+
+    z_a[r, c] = sum_b sum_t A[a, b] p_b[r, t] q_{a xor b}[c, t]              a, b = 0 .. D-1
+
+With p = X, q = W it is the forward, with p = beta dY, q = W^T the gradient of X, with p = dY^T, q = X^T the gradient of
+W (``walsh.algebra``); only strides and the sign table A differ. One program owns the same tile of all D outputs, held in a
+tuple of registers, so each tile of p and q is read once and meets its D partners there. Signs are compile-time
+constants: a negative sign is a negated tile of q, not a multiplication.
+
+The fast form (``walsh.algebra.FastProduct``, 30 block products instead of 64 for octonions) makes two passes over t with the
+same D accumulators: D products of transformed tiles, a transform of the accumulators, then the corrections.
+
+A long sum over t can be split over programs; each part is stored and :func:`reduce_kernel` adds the parts in a fixed order:
+no atomics, the same bits in every run.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from walsh.algebra import FastProduct
+from walsh.kernels.triton._device import (
+    INTERPRET,
+    decode_ternary,
+    divide,
+    narrow,
+    replace,
+    tuple_butterflies,
+    widen,
+    zeros,
+)
+from walsh.kernels.triton._check import row_tile
+from walsh.kernels.triton._config import lookup
+from walsh.kernels.triton._launch import cdiv, interpreting, launch, next_power_of_two, processors
+
+
+@triton.jit
+def operand(value, DTYPE: tl.constexpr):
+    """A tile in the dtype that the tensor cores take; the interpreter multiplies 16-bit floats in float32."""
+    if INTERPRET and (DTYPE == tl.bfloat16 or DTYPE == tl.float16):
+        return value.to(tl.float32)
+    else:
+        return narrow(value, DTYPE)
+
+
+@triton.jit
+def multiply(a, b, acc, ACC: tl.constexpr):
+    """acc + a b without tf32; integers in int32."""
+    if ACC == tl.int32:
+        return tl.dot(a, b, acc, out_dtype=ACC)
+    else:
+        return tl.dot(a, b, acc, input_precision="ieee", out_dtype=ACC)
+
+
+@triton.jit
+def load_p(p, comp, row, red, p_comp, p_row, p_red, scale, rows, last, SCALED: tl.constexpr, ACC: tl.constexpr):
+    """The tile p_comp[r, t], times a scale per t if SCALED."""
+    inside = (row[:, None] < rows) & (red[None, :] < last)
+    where = p + comp * p_comp + row.to(tl.int64)[:, None] * p_row + red.to(tl.int64)[None, :] * p_red
+    value = widen(tl.load(where, mask=inside, other=0))
+    if SCALED:
+        value = value.to(ACC) * tl.load(scale + red, mask=red < last, other=0.0)[None, :].to(ACC)
+    return value
+
+
+@triton.jit
+def load_codes(q, comp, col, red, q_comp, q_col, q_red, inside, PACK: tl.constexpr):
+    """The tile q_comp[c, t] of broadcastable int64 indices; PACK 1 unpacks two-bit codes along t, PACK 2 along c."""
+    if PACK == 1:
+        return decode_ternary(tl.load(q + comp * q_comp + col * q_col + (red >> 2) * q_red, mask=inside, other=85), red)
+    elif PACK == 2:
+        return decode_ternary(tl.load(q + comp * q_comp + (col >> 2) * q_col + red * q_red, mask=inside, other=85), col)
+    else:
+        return widen(tl.load(q + comp * q_comp + col * q_col + red * q_red, mask=inside, other=0))
+
+
+@triton.jit
+def load_q(q, comp, col, red, q_comp, q_col, q_red, scale, cols, last, SCALED: tl.constexpr, PACK: tl.constexpr):
+    """The tile q_comp[c, t] as [t, c], divided by a scale per t if SCALED: codes become the values they stand for."""
+    inside = (red[:, None] < last) & (col[None, :] < cols)
+    value = load_codes(q, comp, col.to(tl.int64)[None, :], red.to(tl.int64)[:, None], q_comp, q_col, q_red, inside, PACK)
+    if SCALED:
+        unit = tl.load(scale + red, mask=red < last, other=1.0)
+        value = divide(value.to(unit.dtype), tl.broadcast_to(unit[:, None], value.shape))
+    return value
+
+
+@triton.jit
+def negate_if(value, BITS: tl.constexpr, INDEX: tl.constexpr):
+    """-value where this bit is set; decided when compiling."""
+    if (BITS >> INDEX) & 1:
+        return -value
+    else:
+        return value
+
+
+@triton.jit
+def signed_xor_kernel(
+    p,
+    q,
+    out,
+    row_scale,
+    col_scale,
+    p_scale,
+    q_scale,
+    rows,
+    cols,
+    reds,
+    p_comp,
+    p_row,
+    p_red,
+    q_comp,
+    q_col,
+    q_red,
+    o_split,
+    o_comp,
+    o_row,
+    o_col,
+    share,
+    SIGNS: tl.constexpr,
+    FLIP_P: tl.constexpr,
+    FLIP_Q: tl.constexpr,
+    BASE: tl.constexpr,
+    CORRECTIONS: tl.constexpr,
+    FAST: tl.constexpr,
+    D: tl.constexpr,
+    PACK: tl.constexpr,
+    ROW_SCALE: tl.constexpr,
+    COL_SCALE: tl.constexpr,
+    P_SCALE: tl.constexpr,
+    Q_SCALE: tl.constexpr,
+    ADD: tl.constexpr,
+    DOT: tl.constexpr,
+    ACC: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    """One tile [BM, BN] of every z_a, over the share of t that belongs to this split.
+
+    Bit a * D + b of SIGNS and CORRECTIONS: whether A[a, b] is negative, whether (a, b) is corrected. Bit a of BASE, FLIP_P,
+    FLIP_Q: whether that sign is negative. ROW_SCALE 1 divides by a scale per row, 2 multiplies by it.
+    """
+    tile = tl.program_id(0)
+    col_tiles = tl.cdiv(cols, BN)
+    row = (tile // col_tiles) * BM + tl.arange(0, BM)
+    col = (tile % col_tiles) * BN + tl.arange(0, BN)
+    split = tl.program_id(1)
+    first = split * share
+    last = tl.minimum(first + share, reds)
+    acc = zeros(D, BM, BN, ACC)
+    if FAST:
+        for start in range(first, last, BK):
+            red = start + tl.arange(0, BK)
+            ps = ()
+            qs = ()
+            for c in tl.static_range(D):
+                value = load_p(p, c, row, red, p_comp, p_row, p_red, p_scale, rows, last, P_SCALE, ACC)
+                ps = ps + (negate_if(value.to(ACC), FLIP_P, c),)
+                value = load_q(q, c, col, red, q_comp, q_col, q_red, q_scale, cols, last, Q_SCALE, PACK)
+                qs = qs + (negate_if(value.to(ACC), FLIP_Q, c),)
+            ps = tuple_butterflies(ps, D)
+            qs = tuple_butterflies(qs, D)
+            for c in tl.static_range(D):
+                acc = replace(acc, c, multiply(operand(ps[c], DOT), operand(qs[c], DOT), acc[c], ACC))
+        acc = tuple_butterflies(acc, D)
+        for a in tl.static_range(D):
+            acc = replace(acc, a, negate_if(acc[a], BASE, a) * (1.0 / D))
+    if D <= 8:
+        for start in range(first, last, BK):
+            red = start + tl.arange(0, BK)
+            qs = ()
+            for c in tl.static_range(D):
+                value = load_q(q, c, col, red, q_comp, q_col, q_red, q_scale, cols, last, Q_SCALE, PACK)
+                qs = qs + (operand(value, DOT),)
+            for b in tl.static_range(D):
+                value = load_p(p, b, row, red, p_comp, p_row, p_red, p_scale, rows, last, P_SCALE, ACC)
+                if FAST:
+                    value = value * 2
+                left = operand(value, DOT)
+                for a in tl.static_range(D):
+                    if (CORRECTIONS >> (a * D + b)) & 1:
+                        right = negate_if(qs[a ^ b], SIGNS, a * D + b)
+                        acc = replace(acc, a, multiply(left, right, acc[a], ACC))
+    else:
+        # 256 products unrolled would not fit an instruction cache: b runs, and the tiles of q come from cache.
+        for start in range(first, last, BK):
+            red = start + tl.arange(0, BK)
+            for b in range(D):
+                value = load_p(p, b, row, red, p_comp, p_row, p_red, p_scale, rows, last, P_SCALE, ACC)
+                left = operand(value, DOT)
+                for a in tl.static_range(D):
+                    value = load_q(q, a ^ b, col, red, q_comp, q_col, q_red, q_scale, cols, last, Q_SCALE, PACK)
+                    right = operand(value, DOT)
+                    negative = (((SIGNS >> (a * D)) & ((1 << D) - 1)) >> b) & 1
+                    acc = replace(acc, a, multiply(left, tl.where(negative == 1, -right, right), acc[a], ACC))
+    inside = (row[:, None] < rows) & (col[None, :] < cols)
+    base = out + split.to(tl.int64) * o_split + row.to(tl.int64)[:, None] * o_row + col.to(tl.int64)[None, :] * o_col
+    for a in tl.static_range(D):
+        z = acc[a]
+        if ROW_SCALE > 0:
+            unit = tl.load(row_scale + row, mask=row < rows, other=1.0)
+            if ROW_SCALE == 1:
+                z = divide(z.to(unit.dtype), tl.broadcast_to(unit[:, None], (BM, BN)))
+            else:
+                z = z.to(unit.dtype) * unit[:, None]
+        if COL_SCALE:
+            if ACC == tl.int32:
+                z = z.to(tl.float32) if ROW_SCALE == 0 else z
+            z = z * tl.load(col_scale + col, mask=col < cols, other=0.0)[None, :].to(z.dtype)
+        if ADD:
+            z = z + tl.load(base + a * o_comp, mask=inside, other=0.0)
+        tl.store(base + a * o_comp, narrow(z, out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def reduce_kernel(
+    part,
+    out,
+    row_scale,
+    other,
+    dots,
+    limit,
+    rows,
+    cols,
+    splits,
+    comps,
+    part_split,
+    part_comp,
+    other_comp,
+    other_row,
+    other_col,
+    ROW_SCALE: tl.constexpr,
+    OUT: tl.constexpr,
+    DOTS: tl.constexpr,
+    PACK: tl.constexpr,
+    CLIP: tl.constexpr,
+    CLIP_VALUE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """out = row_scale * sum over splits of part, zero where abs(limit) > CLIP_VALUE; dots[row] = sum of part * other."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    total = tl.zeros((ROWS, BLOCK), part.dtype.element_ty)
+    for comp in range(comps):
+        for start in range(0, cols, BLOCK):
+            col = start + tl.arange(0, BLOCK)[None, :]
+            inside = (row[:, None] < rows) & (col < cols)
+            index = comp * part_comp + row.to(tl.int64)[:, None] * cols + col
+            value = tl.zeros((ROWS, BLOCK), part.dtype.element_ty)
+            for split in range(splits):
+                value += tl.load(part + split * part_split + index, mask=inside, other=0.0)
+            if DOTS:
+                across, down = col.to(tl.int64), row.to(tl.int64)[:, None]
+                partner = load_codes(other, comp, across, down, other_comp, other_col, other_row, inside, PACK)
+                total += tl.where(inside, value * partner.to(value.dtype), 0.0)
+            if OUT:
+                if ROW_SCALE:
+                    scale = tl.load(row_scale + row, mask=row < rows, other=0.0)
+                    value = value * scale[:, None].to(value.dtype)
+                if CLIP:
+                    inner = tl.abs(widen(tl.load(limit + index, mask=inside, other=0.0))) <= CLIP_VALUE
+                    value = tl.where(inner, value, 0.0)
+                tl.store(out + index, narrow(value, out.dtype.element_ty), mask=inside)
+    if DOTS:
+        tl.store(dots + row, narrow(tl.sum(total, 1), dots.dtype.element_ty), mask=row < rows)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Tile sizes of one launch: rows BM, columns BN, steps BK along the sum, warps and pipeline stages."""
+
+    bm: int
+    bn: int
+    bk: int
+    warps: int
+    stages: int
+
+
+_TRITON_TYPES = {
+    torch.float64: tl.float64,
+    torch.float32: tl.float32,
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+    torch.int8: tl.int8,
+    torch.int32: tl.int32,
+}
+
+
+def sign_bits(table: object) -> int:
+    """Bit i of the result: whether element i (row-major) of an array of signs is negative."""
+    return sum(1 << i for i, sign in enumerate(table.reshape(-1).tolist()) if sign < 0)  # type: ignore[attr-defined]  # NumPy array
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A stack of matrices in memory: the tensor and its strides along component, row or column, and t."""
+
+    tensor: Tensor
+    comp: int
+    major: int
+    red: int
+    pack: int = 0
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Factors that are fused: per row (mode 1 divides, 2 multiplies), per column, and along t on p (times) and q (divides)."""
+
+    row: Tensor | None = None
+    row_mode: int = 0
+    col: Tensor | None = None
+    p: Tensor | None = None
+    q: Tensor | None = None
+
+
+def dot_dtype(*tensors: Tensor) -> torch.dtype:
+    """The dtype of the operands: int8 for codes only, a 16-bit float if all floats are that, float64 if any is, else float32."""
+    floats = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    if not floats:
+        return torch.int8
+    if torch.float64 in floats:
+        return torch.float64
+    return floats.pop() if len(floats) == 1 else torch.float32
+
+
+def accumulator(dot: torch.dtype) -> torch.dtype:
+    """int32 for int8 operands, float64 for float64, else float32."""
+    return {torch.int8: torch.int32, torch.float64: torch.float64}.get(dot, torch.float32)
+
+
+def choose_blocks(rows: int, cols: int, reds: int, d: int, dot: torch.dtype, device: torch.device) -> Blocks:
+    """Tile sizes for this shape: measured on this device if ``configs.json`` has them, else by the rules below.
+
+    The D accumulators live in registers: 8 warps hold 32,768 numbers in 128 registers per thread. float32 and float64 are
+    multiplied without tensor cores and need registers for operands too, hence smaller tiles.
+    """
+    if interpreting():
+        return Blocks(*(max(16, min(128, next_power_of_two(size))) for size in (rows, cols, reds)), warps=4, stages=1)
+    measured = lookup(device, "signed_xor", rows, cols, reds, d, dot)
+    if measured is not None:
+        return Blocks(**measured)
+    if dot in (torch.float32, torch.float64):
+        area = max(256, (8192 if dot == torch.float32 else 4096) // d)
+        bm = min(64, 1 << (area.bit_length() // 2))
+        blocks = Blocks(bm, min(64, area // bm), 16, 4, 2)
+    else:
+        area = min(16384, 32768 // d)
+        bm = min(128, 1 << ((area.bit_length() - 1) // 2))
+        blocks = Blocks(bm, min(128, area // bm), 64 if d <= 2 else 32, 8, 3 if d <= 4 else 2)
+    bm = max(16, min(blocks.bm, next_power_of_two(rows)))
+    bn = max(16, min(blocks.bn, next_power_of_two(cols)))
+    while bn > 16 and cdiv(rows, bm) * cdiv(cols, bn) < processors(device):
+        bn //= 2
+    warps = 4 if bm * bn * d <= 8192 else blocks.warps
+    return Blocks(bm, bn, blocks.bk, warps, blocks.stages)
+
+
+def choose_splits(rows: int, cols: int, reds: int, blocks: Blocks, device: torch.device) -> int:
+    """How many programs share one tile's sum over t, so that two waves of programs fill the device."""
+    if interpreting():
+        return 2 if reds >= 48 else 1
+    tiles = cdiv(rows, blocks.bm) * cdiv(cols, blocks.bn)
+    return max(1, min(cdiv(2 * processors(device), tiles), reds // (4 * blocks.bk), 64))
+
+
+def signed_xor_product(
+    p: Operand,
+    q: Operand,
+    sizes: tuple[int, int, int],
+    factors: FastProduct,
+    out: Operand,
+    scales: Scales = Scales(),  # noqa: B008  # frozen, so one default object is safe
+    *,
+    fast: bool = False,
+    add: bool = False,
+    splits: int = 1,
+    fusion: bool = True,
+    blocks: Blocks | None = None,
+) -> None:
+    """Launch :func:`signed_xor_kernel` once.
+
+    Args:
+        p, q: operands; ``q.pack`` 1 or 2 if q holds two-bit codes along t or along its columns.
+        sizes: rows, columns and length of the sum.
+        factors: the sign table with its factorisation.
+        out: result, strides along component, row (``major``) and column (``red``); with splits its first axis is the split.
+        scales: fused factors.
+        fast: use the factorisation.
+        add: add to what ``out`` holds.
+        splits: programs that share one tile's sum.
+        fusion: allow fused multiply-add; never in strict arithmetic.
+        blocks: tile sizes, chosen by shape if absent.
+    """
+    rows, cols, reds = sizes
+    d = factors.dimension
+    dot = dot_dtype(p.tensor, q.tensor)
+    if blocks is None:
+        blocks = choose_blocks(rows, cols, reds, d, dot, p.tensor.device)
+    share = cdiv(cdiv(reds, splits), blocks.bk) * blocks.bk
+    corrections = sum(1 << (a * d + b) for a, b in factors.corrections) if fast else (1 << (d * d)) - 1
+    launch(
+        signed_xor_kernel,
+        (cdiv(rows, blocks.bm) * cdiv(cols, blocks.bn), splits),
+        p.tensor,
+        q.tensor,
+        out.tensor,
+        scales.row,
+        scales.col,
+        scales.p,
+        scales.q,
+        rows,
+        cols,
+        reds,
+        p.comp,
+        p.major,
+        p.red,
+        q.comp,
+        q.major,
+        q.red,
+        out.tensor.stride(0) if splits > 1 else 0,
+        out.comp,
+        out.major,
+        out.red,
+        share,
+        warps=blocks.warps,
+        stages=blocks.stages,
+        fusion=fusion,
+        SIGNS=sign_bits(factors.signs),
+        FLIP_P=sign_bits(factors.flip_p),
+        FLIP_Q=sign_bits(factors.flip_q),
+        BASE=sign_bits(factors.base),
+        CORRECTIONS=corrections,
+        FAST=fast,
+        D=d,
+        PACK=q.pack,
+        ROW_SCALE=scales.row_mode,
+        COL_SCALE=scales.col is not None,
+        P_SCALE=scales.p is not None,
+        Q_SCALE=scales.q is not None,
+        ADD=add,
+        DOT=_TRITON_TYPES[dot],
+        ACC=_TRITON_TYPES[accumulator(dot)],
+        BM=blocks.bm,
+        BN=blocks.bn,
+        BK=blocks.bk,
+    )
+
+
+def reduce_parts(
+    part: Tensor,
+    out: Tensor | None,
+    row_scale: Tensor | None = None,
+    *,
+    dots: Tensor | None = None,
+    other: Operand | None = None,
+    limit: Tensor | None = None,
+    clip: float | None = None,
+) -> None:
+    """Launch :func:`reduce_kernel`: the second stage of a split sum.
+
+    Args:
+        part: float [splits, comps, rows, cols].
+        out: [comps, rows, cols], or None where only ``dots`` is wanted.
+        row_scale: [rows], multiplies ``out``.
+        dots, other: dots [rows] becomes the sum over comps and cols of part (before row_scale) times other.
+        limit, clip: out is 0 where abs(limit) > clip.
+    """
+    splits, comps, rows, cols = part.shape
+    tile, block = row_tile(rows, cols, 1024)
+    launch(
+        reduce_kernel,
+        (cdiv(rows, tile),),
+        part,
+        out,
+        row_scale,
+        None if other is None else other.tensor,
+        dots,
+        limit,
+        rows,
+        cols,
+        splits,
+        comps,
+        part.stride(0),
+        part.stride(1),
+        0 if other is None else other.comp,
+        0 if other is None else other.major,
+        0 if other is None else other.red,
+        ROW_SCALE=row_scale is not None,
+        OUT=out is not None,
+        DOTS=dots is not None,
+        PACK=0 if other is None else other.pack,
+        CLIP=clip is not None,
+        CLIP_VALUE=float(clip or 0.0),
+        ROWS=tile,
+        BLOCK=min(block, 1024) if not interpreting() else block,
+    )
