@@ -1,0 +1,1 @@
+"""Walsh models: configuration, accounting."""
