@@ -90,3 +90,12 @@ def accumulate_dtype(*tensors: Tensor | None) -> torch.dtype:
 def rows(x: Tensor) -> int:
     """Number of rows of the last axis, also where an axis is empty."""
     return math.prod(x.shape[:-1])
+
+
+def require_number(name: str, value: object, least: float, exclusive: bool = False) -> None:
+    """Raise ParameterError unless value is a finite number from ``least`` (or above it) up."""
+    number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if not math.isfinite(number) or number < least or (exclusive and number == least):
+        raise ParameterError(
+            f"{name} is {value!r}: expected a finite number {'above' if exclusive else 'from'} {least}"
+        )

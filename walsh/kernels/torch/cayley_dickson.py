@@ -74,7 +74,7 @@ class _Linear(torch.autograd.Function):
         scale = None
         if bits is None:
             kept = x
-            y = product(x.reshape(m, d, -1 if x.numel() else w.shape[2]).to(work), q.to(work), method)
+            y = product(x.reshape(m, d, w.shape[2]).to(work), q.to(work), method)
         else:
             kept, scale = quantize_activations(x.reshape(m, x.shape[-1]))
             y = integer_product(kept, q).to(scale.dtype).div_(scale[:, :, None])
@@ -190,12 +190,11 @@ def cayley_dickson_bit_linear(
     k = _check(x, w, beta, method)
     if activation_bits not in (8, None):
         raise ParameterError(f"activation_bits is {activation_bits!r}: expected 8 or None")
-    if activation_bits == 8:
-        if x.shape[-1] == 0:
-            raise ShapeError(f"x has shape {list(x.shape)}: expected D*K at least 1, to take a maximum over")
+    if activation_bits == 8 and x.shape[-1] == 0:
+        raise ShapeError(f"x has shape {list(x.shape)}: expected D*K at least 1, to take a maximum over")
     floating = w.is_floating_point()
     if floating:
-        check_ternary(w, rule)
+        check_ternary(w, rule, ste_clip)
     else:
         w = as_codes(w, k)
     result: Tensor = _Linear.apply(

@@ -2,13 +2,13 @@
 
     z_a = sum_b A[a, b] p_b q_{a xor b},     p [D, m, k], q [D, k, n], z [D, m, n], A [D, D] of -1 and +1
 
-The forward (A = S, p = x, q = w^T), the input gradient (A = S^T, p = dy, q = w) and the weight gradient (p = dy^T, q = x)
-all have this form. Three ways to compute it:
+The forward (A = S, p = x, q = w^T), the input gradient (A = S^T, p = dy, q = w) and the weight gradient (p = dy^T,
+q = x) all have this form. Three ways to compute it:
 
 - ``direct``: D GEMMs, one per block of weights, on x with its components permuted and signed: D * D block products.
 - ``expanded``: one GEMM on the sign-expanded matrix [D*N, D*K]; D times the memory of w, the fewest calls.
-- ``fast``: 3, 8, 30 or 122 block products instead of 4, 16, 64 or 256 (``walsh.algebra``): a Hadamard transform across the
-  blocks makes the convolution diagonal, and the terms of minority sign are corrected by +-2 p q. Its rounding error
+- ``fast``: 3, 8, 30 or 122 block products instead of 4, 16, 64 or 256 (``walsh.algebra``): a Hadamard transform across
+  the blocks makes the convolution diagonal, and the terms of minority sign are corrected by +-2 p q. Its rounding error
   is bounded by the norms of the operands over all D blocks, not element by element.
 
 ``auto`` is one of these by size, see :func:`choose`.

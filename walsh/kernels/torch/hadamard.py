@@ -3,8 +3,8 @@
     y_g = sum_h (-1)^popcount(g & h) x_h / sqrt(n)                                            x [..., n]
     u = alpha * x;  v = H u;  z_g = v_g w_g^T;  Y = beta * H z             x [..., n*K], w [n, N, K], Y [..., n*N]
 
-The transform is the radix-2 butterfly, strides 1, 2, 4, ..., (a + b, a - b), then one product with 1 / sqrt(n) (Fino and
-Algazi, *Unified matrix treatment of the fast Walsh-Hadamard transform*, 1976). In the layer it runs across the n
+The transform is the radix-2 butterfly, strides 1, 2, 4, ..., (a + b, a - b), then one product with 1 / sqrt(n) (Fino
+and Algazi, *Unified matrix treatment of the fast Walsh-Hadamard transform*, 1976). In the layer it runs across the n
 blocks, so each butterfly adds whole blocks, and the n small products are one batched GEMM.
 """
 
@@ -237,7 +237,7 @@ def hadamard_bit_linear(
     if activation_bits not in (8, None):
         raise ParameterError(f"activation_bits is {activation_bits!r}: expected 8 or None")
     if w.is_floating_point():
-        check_ternary(w, rule)
+        check_ternary(w, rule, ste_clip)
     else:
         w, rule, ste_clip = as_codes(w, x.shape[-1] // w.shape[0]), "", None
     result: Tensor = _HadamardLinear.apply(x, w, alpha, beta, activation_bits, rule or None, ste_clip)

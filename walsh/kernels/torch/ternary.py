@@ -16,7 +16,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from walsh.errors import DTypeError, FormatError, NonFiniteError, ParameterError, ShapeError
-from walsh.kernels.torch._check import require_float, require_ternary, require_weight, values_can_be_read
+from walsh.kernels.torch._check import (
+    require_float,
+    require_number,
+    require_ternary,
+    require_weight,
+    values_can_be_read,
+)
 
 RULES = ("absmean", "round")
 
@@ -29,10 +35,12 @@ def _threshold(t: float, dtype: torch.dtype) -> float:
     return float(nearest)
 
 
-def check_ternary(w: Tensor, rule: str) -> None:
+def check_ternary(w: Tensor, rule: str, ste_clip: float | None = None) -> None:
     """Raise unless ``ternary`` takes these arguments; values are not looked at."""
     if rule not in RULES:
         raise ParameterError(f"rule {rule!r}: expected one of {', '.join(RULES)}")
+    if ste_clip is not None:
+        require_number("ste_clip", ste_clip, 0.0)
     require_float("w", w)
     if w.numel() == 0:
         raise ShapeError(f"w has shape {list(w.shape)}: expected at least one weight to take the mean of")
@@ -102,9 +110,9 @@ def ternary_ste(w: Tensor, rule: str = "absmean", ste_clip: float | None = None)
         q [...] in the dtype of w.
 
     Raises:
-        As :func:`ternary`.
+        As :func:`ternary`; ParameterError: ste_clip is negative or not a number.
     """
-    check_ternary(w, rule)
+    check_ternary(w, rule, ste_clip)
     result: Tensor = _TernaryStraightThrough.apply(w, rule, ste_clip)
     return result
 
