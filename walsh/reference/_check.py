@@ -39,9 +39,9 @@ def ieee(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def as_array(name: str, x: ArrayLike) -> Array:
-    """The argument as an array; ShapeError if it is a ragged list."""
+    """The argument as an array, ShapeError if it is a ragged list; contiguous, so that strides cannot change a bit."""
     try:
-        return np.asarray(x)
+        return np.asarray(x, order="C")
     except ValueError as error:
         raise ShapeError(f"{name} is not an array: {error}; give every row the same length") from None
 
@@ -52,11 +52,12 @@ def is_float(x: Array) -> bool:
 
 
 def as_float(name: str, x: ArrayLike) -> Float:
-    """The argument in float64, not copied if it already is; DTypeError unless it is one of the four float dtypes."""
+    """The argument in float64, not copied if it is so already; DTypeError unless it is one of the four float dtypes."""
     x = as_array(name, x)
     if not is_float(x):
         raise DTypeError(f"{name} is {x.dtype}: expected {', '.join(FLOATS)}; convert it first")
-    return x.astype(np.float64, copy=False)
+    with np.errstate(invalid="ignore"):  # a signalling NaN is an input like any other
+        return x.astype(np.float64, copy=False)
 
 
 def as_integer(name: str, x: ArrayLike) -> Array:

@@ -37,6 +37,7 @@ def quantize_activations(x: ArrayLike) -> tuple[NDArray[np.int8], Float]:
     return a.astype(np.int8), scale
 
 
+@ieee
 def fake_quantize_activations(x: ArrayLike) -> Float:
     """The values that the codes stand for: a / scale, float64 [..., C].
 
