@@ -30,15 +30,16 @@ def ops(vectors: Path | None, as_json: bool) -> None:
         return
     console = make_console()
     table = Table(box=None, pad_edge=False)
+    shown = [lane for lane in LANES if any(lanes[lane] for lanes in counts.values())]
     for title in ("op", "call", "arguments"):
-        table.add_column(title)
-    for lane in LANES:
+        table.add_column(title, no_wrap=title != "arguments")
+    for lane in shown:
         table.add_column(lane.replace("_", " "), justify="right")
     previous = ""
     for name, lanes in counts.items():
         call = CALLS[name]
         arguments = " ".join(arg + "?" * (arg in call.optional) for arg in call.args)
-        cells = [str(lanes[lane]) if lanes[lane] else "" for lane in LANES]
+        cells = [str(lanes[lane]) if lanes[lane] else "" for lane in shown]
         table.add_row(call.op if call.op != previous else "", name, arguments, *cells)
         previous = call.op
     console.print(table)
