@@ -1,0 +1,28 @@
+"""The int8 quantiser of strict arithmetic (SPEC.md, *Strict arithmetic*).
+
+    m = max(absmax(x), 1e-5),   s = 127 / m,   a = clip(rint(x s), -128, 127),   r = 1 / s      per row of x [..., C]
+
+The reciprocal r is what a dot product of codes is multiplied by; the ordinary quantiser returns s instead.
+"""
+
+from __future__ import annotations
+
+from walsh.reference.strict._arithmetic import Codes, Float32, quantise
+from walsh.reference.strict._check import Array
+
+
+def quantize_activations(x: Array) -> tuple[Codes, Float32]:
+    """Round every token to int8.
+
+    Args:
+        x: float32 [..., C].
+
+    Returns:
+        (a int8 [..., C], r float32 [..., 1]).
+
+    Raises:
+        DTypeError: if x is not float32.
+        ShapeError: if C is 0.
+        NonFiniteError: if x holds NaN or infinity.
+    """
+    return quantise("x", x)
