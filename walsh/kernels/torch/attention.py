@@ -44,7 +44,7 @@ def _positions(q: Tensor, keys: int, positions: Tensor | None) -> Tensor:
             f"positions have shape {list(positions.shape)}: expected [{tokens}] or [{batch}, {tokens}], T or B, T of q"
         )
     require_range("positions", positions, -1, keys, "a query sees keys 0 .. position, or nothing at -1")
-    return positions.reshape(-1, tokens)
+    return positions if positions.ndim == 2 else positions[None]
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor | None = None) -> Tensor:

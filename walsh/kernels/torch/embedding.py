@@ -10,6 +10,7 @@ columns of the products: sum_i P_i C products per token instead of V C.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from walsh.kernels.torch._check import (
     require_features,
     require_float,
     require_integer,
+    require_number,
     require_range,
     require_shape,
 )
@@ -143,6 +145,7 @@ def hash_embedding(
     """
     if not tables:
         raise ShapeError("tables is empty: expected at least one table [P_i, C]")
+    require_number("scale", scale, -sys.float_info.max)
     indices = _check_hash(tables, importance, indices)
     ids = _check_ids(ids, importance.shape[0])
     work = accumulate_dtype(importance, *tables)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from walsh.errors import CapacityError, ParameterError, RangeError
 from walsh.kernels.torch._check import require_float, require_integer, require_range, require_shape
+from walsh.kernels.torch.attention import attention
 
 
 class KVCache:
@@ -93,6 +94,29 @@ class KVCache:
         self.values[sequence, slot] = v[sequence, column].to(self.values.dtype)
         self.lengths = lengths
         return positions
+
+    def attend(self, q: Tensor, positions: Tensor) -> Tensor:
+        """:func:`attention` of q [B, T, H, d] over the cache.
+
+        Args:
+            q: float [B, T, H, d].
+            positions: integer [B, T] as :meth:`append` returns them, or [T].
+
+        Returns:
+            o [B, T, H, d] in the dtype of q.
+
+        Raises:
+            As :func:`attention`; RangeError: a position at or past the length of its sequence.
+        """
+        if (
+            positions.ndim == 2
+            and positions.shape[0] == self.batch
+            and bool((positions >= self.lengths[:, None]).any())
+        ):
+            raise RangeError(
+                f"positions reach {int(positions.max())}: expected less than the lengths {self.lengths.tolist()}"
+            )
+        return attention(q, self.keys, self.values, positions)
 
     def truncate(self, lengths: Tensor) -> None:
         """Forget the end of each sequence.
