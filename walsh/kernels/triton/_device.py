@@ -106,6 +106,29 @@ def strict_exp(x):
 
 
 @triton.jit
+def exponential(x):
+    """exp to about one ULP: the same polynomial, its scale in two steps so that it overflows and underflows gradually."""
+    if x.dtype == tl.float64:
+        return tl.exp(x)
+    else:
+        clamped = tl.minimum(tl.maximum(x, -120.0), 120.0)
+        n = rint(clamped * 1.44269504)
+        t = (clamped - n * 0.693359375) - n * -2.12194440e-4
+        p = tl.full(x.shape, 1.9875691500e-4, tl.float32)
+        p = p * t + 1.3981999507e-3
+        p = p * t + 8.3334519073e-3
+        p = p * t + 4.1665795894e-2
+        p = p * t + 1.6666665459e-1
+        p = p * t + 5.0000001201e-1
+        y = (p * (t * t) + t) + 1.0
+        whole = n.to(tl.int32)
+        half = whole >> 1
+        first = ((half + 127) << 23).to(tl.float32, bitcast=True)
+        second = ((whole - half + 127) << 23).to(tl.float32, bitcast=True)
+        return tl.where(x == x, (y * first) * second, x)
+
+
+@triton.jit
 def replace(items, INDEX: tl.constexpr, value):
     """The tuple with one member replaced."""
     return items[:INDEX] + (value,) + items[INDEX + 1 :]
