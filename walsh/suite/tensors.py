@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -206,15 +207,29 @@ def decode(spec: Mapping[str, Any], folder: Path) -> Array:
     if "paint" in spec:
         return paint(spec["paint"], dtype, shape)
     if "file" in spec:
-        path = folder / spec["file"]["path"]
-        array = read_tensors(path).get(spec["file"]["key"])
-        if array is None:
-            raise VectorError(f"{path.name} has no tensor {spec['file']['key']!r}")
-        if array.dtype.name != dtype or array.shape != shape:
-            found = f"{array.dtype.name}{list(array.shape)}"
-            raise VectorError(f"{path.name}:{spec['file']['key']} is {found}, expected {dtype}{list(shape)}")
-        return array
+        return _decode_file(spec, folder).copy()
     raise VectorError("a tensor needs bits, paint or file")
+
+
+def _decode_file(spec: Mapping[str, Any], folder: Path) -> Array:
+    path, key = folder / spec["file"]["path"], spec["file"]["key"]
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise VectorError(f"{path.name}: {error.strerror}") from None
+    array = _read_cached(path, status.st_mtime_ns, status.st_size).get(key)
+    if array is None:
+        raise VectorError(f"{path.name} has no tensor {key!r}")
+    if array.dtype.name != spec["dtype"] or list(array.shape) != list(spec["shape"]):
+        found = f"{array.dtype.name}{list(array.shape)}"
+        raise VectorError(f"{path.name}:{key} is {found}, expected {spec['dtype']}{list(spec['shape'])}")
+    return array
+
+
+@lru_cache(maxsize=2)
+def _read_cached(path: Path, _modified: int, _size: int) -> dict[str, Array]:
+    """The cases of a group share a file, and each asks for it several times."""
+    return read_tensors(path)
 
 
 def _unhex(text: str) -> bytes:
