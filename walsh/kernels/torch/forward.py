@@ -31,18 +31,22 @@ from walsh.kernels.torch.kv_cache import KVCache
 from walsh.kernels.torch.rms_norm import rms_norm
 from walsh.kernels.torch.rope import rope
 from walsh.kernels.torch.swiglu import swiglu
-from walsh.reference.config import check_weights, complete_config
+from walsh.reference.config import check_weights as check_arrays
+from walsh.reference.config import complete_config
 
 Weights = Mapping[str, Tensor]
 
 
-def _check_weights(weights: Weights, config: Mapping[str, Any]) -> None:
-    """Validate names and shapes by arrays without memory, so that nothing is copied from its device."""
+def check_weights(weights: Weights, config: Mapping[str, Any]) -> None:
+    """Raise unless these are the weights of a configuration, as ``walsh.reference.config.check_weights`` does.
+
+    It is given arrays without memory, so that nothing is copied from its device.
+    """
     stand_ins = {
         name: np.broadcast_to(np.zeros((), np.uint8 if w.dtype == torch.uint8 else np.float32), tuple(w.shape))
         for name, w in weights.items()
     }
-    check_weights(stand_ins, config)
+    check_arrays(stand_ins, config)
 
 
 def _linear(name: str, x: Tensor, weights: Weights, config: Mapping[str, Any]) -> Tensor:
@@ -63,19 +67,34 @@ def _hash_parts(weights: Weights, config: Mapping[str, Any]) -> tuple[list[Tenso
     return tables, weights["embedding.importance"], weights.get("embedding.indices")
 
 
-def _embed(ids: Tensor, weights: Weights, config: Mapping[str, Any]) -> Tensor:
+def embed(ids: Tensor, weights: Weights, config: Mapping[str, Any]) -> Tensor:
+    """The embedding [B, T, C] of ids [B, T]; config is complete, here and below."""
     if not config["hash_embeddings"]:
         return embedding(ids, weights["embedding.weight"])
     scale = math.sqrt(config["n_embd"]) if config["hash_scale"] else 1.0
     return hash_embedding(ids, *_hash_parts(weights, config), scale=scale)
 
 
-def _head(x: Tensor, weights: Weights, config: Mapping[str, Any]) -> Tensor:
+def head(x: Tensor, weights: Weights, config: Mapping[str, Any]) -> Tensor:
+    """Logits [..., V] of the normed features x [..., C]."""
     if not config["tied_head"]:
         return lm_head(x, weights["head.weight"])
     if config["hash_embeddings"]:
         return hash_lm_head(x, *_hash_parts(weights, config))
     return lm_head(x, weights["embedding.weight"])
+
+
+def head_table(weights: Weights, config: Mapping[str, Any]) -> Tensor:
+    """The table [V, C] with ``head(x) = x table^T``, for a loss that never holds the logits.
+
+    For a hashed head it is formed from the small tables, and gradients flow through it to them.
+    """
+    if not config["tied_head"]:
+        return weights["head.weight"]
+    if not config["hash_embeddings"]:
+        return weights["embedding.weight"]
+    ids = torch.arange(config["vocab_size"], device=weights["embedding.importance"].device)
+    return hash_embedding(ids, *_hash_parts(weights, config))
 
 
 def _attention_half(
@@ -99,8 +118,31 @@ def _ffn_half(block: str, x: Tensor, weights: Weights, config: Mapping[str, Any]
     return x + _linear(f"{block}.ffn.down", swiglu(gate, up), weights, config)
 
 
-def _start(cache: Sequence[KVCache] | None, ids: Tensor, config: Mapping[str, Any]) -> Tensor:
-    """Tokens that each sequence holds already, int64 [B], if T more fit everywhere."""
+def block(
+    name: str, x: Tensor, weights: Weights, config: Mapping[str, Any], positions: Tensor, cache: KVCache | None
+) -> Tensor:
+    """One block: attention half, then feed-forward half.
+
+    Args:
+        name: of the block among the weights, such as ``blocks.0``.
+        x: float [B, T, C].
+        weights: at least those of this block.
+        config: complete.
+        positions: integer [T] or [B, T], of these tokens in their sequences.
+        cache: of this layer, appended to; None if there are no earlier tokens.
+
+    Returns:
+        [B, T, C] in the dtype of x.
+    """
+    return _ffn_half(name, _attention_half(name, x, weights, config, positions, cache), weights, config)
+
+
+def start(cache: Sequence[KVCache] | None, ids: Tensor, config: Mapping[str, Any]) -> Tensor:
+    """Tokens that each sequence holds already, int64 [B], if T more fit everywhere.
+
+    Raises:
+        ShapeError: a cache of other sequences. CapacityError: T more tokens do not fit.
+    """
     batch, tokens = ids.shape
     caches = [] if cache is None else list(cache)
     lengths = caches[0].lengths if caches else torch.zeros(batch, dtype=torch.int64, device=ids.device)
@@ -141,21 +183,20 @@ def forward(
         ``block_size`` or than the cache holds. The cache is then unchanged.
     """
     config = complete_config(config)
-    _check_weights(weights, config)
+    check_weights(weights, config)
     require_integer("ids", ids)
     require_shape("ids", ids, (None, None), "[B, T]")
-    start = _start(cache, ids, config)
-    positions = start[:, None] + torch.arange(ids.shape[1], device=ids.device)
+    held_before = start(cache, ids, config)
+    positions = held_before[:, None] + torch.arange(ids.shape[1], device=ids.device)
     probes = {} if probes is None else probes
     try:
-        x = probes["x.0"] = _embed(ids, weights, config)
+        x = probes["x.0"] = embed(ids, weights, config)
         for layer in range(config["n_layer"]):
-            block = f"blocks.{layer}"
-            x = _attention_half(block, x, weights, config, positions, None if cache is None else cache[layer])
-            x = probes[f"x.{layer + 1}"] = _ffn_half(block, x, weights, config)
-        return _head(rms_norm(x, weights["norm.weight"]), weights, config)
+            held = None if cache is None else cache[layer]
+            x = probes[f"x.{layer + 1}"] = block(f"blocks.{layer}", x, weights, config, positions, held)
+        return head(rms_norm(x, weights["norm.weight"]), weights, config)
     except WalshError:
         # No layer may keep tokens that the others have not seen.
         for held in cache or ():
-            held.truncate(start)
+            held.truncate(held_before)
         raise
