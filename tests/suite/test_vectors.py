@@ -235,3 +235,25 @@ def test_bound_needs_a_fitting_magnitude(toys, tmp_path):
         write_group(tmp_path, toys.group([test], lane="rounded"))
     compare["magnitude"] = encode(np.array(1.0))
     write_group(tmp_path, toys.group([test], lane="rounded"))
+
+
+def test_what_cannot_be_decoded_is_not_written(toys, tmp_path):
+    test = toys.exact_test(1)
+    recipe = {"mul": 1, "add": 0, "mod": 2**30, "sub": 0, "shift": -200}
+    test["inputs"]["x"] = {"dtype": "float32", "shape": [3, 2], "paint": recipe}
+    with pytest.raises(VectorError, match="case-1: paint"):
+        write_group(tmp_path, toys.group([test]))
+
+
+@pytest.mark.parametrize(("magnitude", "fits"), [([0, 1, np.nan], True), ([0, np.nan, 1], False), ([-1, 1, 1], False)])
+def test_a_magnitude_is_finite_where_the_result_is(toys, tmp_path, magnitude, fits):
+    test = toys.exact_test(1)
+    test["outputs"]["y"]["shape"] = [3]
+    compare = {"rule": "bound", "magnitude": encode(np.array(magnitude, dtype=float)), "terms": 2, "unit": "float32"}
+    test["result"] = {"y": {**encode(np.array([1, 2, np.inf])), "compare": compare}}
+    document = toys.group([test], lane="rounded")
+    if fits:
+        write_group(tmp_path, document)
+    else:
+        with pytest.raises(VectorError, match="magnitude of y"):
+            write_group(tmp_path, document)

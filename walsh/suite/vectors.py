@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from walsh.errors import ERRORS, VectorError
 from walsh.suite import tensors
 from walsh.suite.catalog import CALLS, Call
@@ -368,8 +370,29 @@ def write_group(root: Path, document: Mapping[str, Any]) -> Path:
     path = root / "vectors" / str(document["op"]) / f"{document['group']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(dump_canonical(document))
-    read_group(path)
+    for case in read_group(path):
+        try:
+            _check_decodable(case)
+        except VectorError as error:
+            raise VectorError(f"{case.name}: {error}") from None
     return path
+
+
+def _check_decodable(case: Case) -> None:
+    """Everything that a run would decode; too slow for every load, right for the day on which a vector is made."""
+    case.load_inputs()
+    if isinstance(case.expected, ExpectedError):
+        return
+    for name, expected in case.expected.items():
+        if expected.digest is not None:
+            continue
+        value = expected.value()
+        if expected.rule == "choice":
+            expected.alternatives()
+        if expected.rule == "bound":
+            magnitude = np.broadcast_to(expected.magnitude(), value.shape)
+            if not (np.isfinite(magnitude) & (magnitude >= 0))[np.isfinite(value)].all():
+                raise VectorError(f"magnitude of {name}: negative or not finite where the result is finite")
 
 
 def write_manifest(root: Path, lower_floors: bool = False) -> str:
