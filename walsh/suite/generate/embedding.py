@@ -97,7 +97,7 @@ def hashed(
     else:
         result["importance"] = np.ldexp(1.0, draw.integers("importance", shape, -2, 2)).astype(DTYPES[dtype])
     if indices:
-        columns = [(np.arange(vocabulary) * 5 + i) % height for i, height in enumerate(heights)]
+        columns = [(np.arange(vocabulary) * 7 + i) % height for i, height in enumerate(heights)]
         result["indices"] = np.stack(columns, axis=-1).astype(np.int64)
     return result
 

@@ -94,7 +94,9 @@ def _attention_parts(inputs: Inputs) -> tuple[Real, Real, Real, Real, Real, int]
     p = e / np.maximum(e.sum(axis=-1, keepdims=True), 1e-300)
     size = np.einsum("bthd,bshd->bhts", np.abs(q), np.abs(k)) / math.sqrt(d)
     worst = np.where(visible[:, None], size, 0.0).max(axis=-1, keepdims=True, initial=0.0)
-    return np.abs(q), np.abs(k), np.abs(v), p, 1 + 2 * worst, length + d + 16
+    # NaN that a query sees makes its result NaN, which needs no magnitude; NaN that none sees must not spread here.
+    sizes = (np.nan_to_num(np.abs(side), posinf=0.0) for side in (q, k, v))
+    return *sizes, np.nan_to_num(p), np.nan_to_num(1 + 2 * worst, posinf=1.0), length + d + 16
 
 
 def _attention(inputs: Inputs, _: Params) -> Bounds:
