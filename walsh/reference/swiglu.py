@@ -22,8 +22,8 @@ def _sigmoid(x: Float) -> Float:
 
 
 def _silu(x: Float) -> Float:
-    """``x * sigmoid(x)``; 0, its limit, at -infinity."""
-    return np.where(np.isneginf(x), 0.0, x * _sigmoid(x))
+    """``x * sigmoid(x)``; at -infinity its limit, which is -0 as it is for any very negative x."""
+    return np.where(np.isneginf(x), -0.0, x * _sigmoid(x))
 
 
 def _check(gate: ArrayLike, up: ArrayLike) -> tuple[Float, Float]:

@@ -200,8 +200,10 @@ def hash_lm_head(x: Tensor, tables: Sequence[Tensor], importance: Tensor, indice
     indices = _check_hash(tables, importance, indices)
     require_features("x", x, tables[0].shape[1], "C")
     work = accumulate_dtype(x, importance, *tables)
-    logits = x.new_zeros((), dtype=work)
+    # Widened once, outside the loop: autograd then sums the gradients of x in float32 and rounds once.
+    wide = x.to(work)
+    logits = wide.new_zeros(())
     for i, table in enumerate(tables):
-        products = linear(x.to(work), table.to(work))
+        products = linear(wide, table.to(work))
         logits = logits + products[..., indices[:, i]] * importance[:, i].to(work)
     return logits.to(x.dtype)
