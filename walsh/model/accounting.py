@@ -8,10 +8,13 @@ part of a model and is never counted.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from walsh.model.config import WalshConfig
+from walsh.reference.embedding import MODULI
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 PARTS = ("embedding", "head", "attention", "mixer", "ffn", "norms")
 """In the order of reports."""
@@ -49,9 +52,26 @@ def part_of(name: str) -> str:
     return "attention" if ".attention." in name else "ffn"
 
 
-def count_parts(config: WalshConfig) -> list[Part]:
-    """The parts of a model that have parameters, in the order of ``PARTS``."""
+def published_shapes(config: WalshConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes as published models have them: two hash tables of 1021 rows each.
+
+    ``hash_indices`` reaches only the first ``ceil(V / 1021)`` rows of the second one, which is all that we keep.
+    """
     shapes = config.weight_shapes()
+    if config.hash_embeddings == 2:
+        shapes["embedding.tables.1"] = (MODULI[0], config.n_embd)
+    return shapes
+
+
+def count_parts(config: WalshConfig, shapes: Shapes | None = None) -> list[Part]:
+    """The parts of a model that have parameters, in the order of ``PARTS``.
+
+    Args:
+        config: of the model.
+        shapes: of its weights, where they are not those of the configuration (:func:`published_shapes`, a converted
+            model).
+    """
+    shapes = config.weight_shapes() if shapes is None else shapes
     parts = []
     for part in PARTS:
         mine = {name: shape for name, shape in shapes.items() if part_of(name) == part}
@@ -66,9 +86,24 @@ def count_parts(config: WalshConfig) -> list[Part]:
     return parts
 
 
-def count_parameters(config: WalshConfig) -> int:
-    """All parameters of a model; tied ones once."""
-    return sum(part.parameters for part in count_parts(config))
+def count_parameters(config: WalshConfig, shapes: Shapes | None = None) -> int:
+    """All parameters of a model; tied ones once; arguments as for :func:`count_parts`."""
+    return sum(part.parameters for part in count_parts(config, shapes))
+
+
+def count_multiplications(config: WalshConfig) -> int:
+    """Multiply-accumulates of one token in the dense-equivalent sense: every entry of every expanded matrix once.
+
+    Attention over earlier tokens is not counted; it is the same for all algebras of one width.
+    """
+    total = config.n_embd * config.vocab_size
+    for name, shape in config.weight_shapes().items():
+        if len(shape) == 3 and ".mixer." not in name:
+            total += math.prod(shape) * (1 if config.algebra == "hadamard" else shape[0])
+        elif len(shape) == 3:
+            groups = config.n_head // shape[0]
+            total += groups * math.prod(shape) * (1 if config.algebra == "hadamard" else shape[0])
+    return total
 
 
 def checkpoint_bytes(config: WalshConfig) -> int:
