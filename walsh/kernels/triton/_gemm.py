@@ -135,6 +135,7 @@ def signed_xor_kernel(
     P_SCALE: tl.constexpr,
     Q_SCALE: tl.constexpr,
     ADD: tl.constexpr,
+    FULL_RANGE: tl.constexpr,
     DOT: tl.constexpr,
     ACC: tl.constexpr,
     BM: tl.constexpr,
@@ -144,7 +145,8 @@ def signed_xor_kernel(
     """One tile [BM, BN] of every z_a, over the share of t that belongs to this split.
 
     Bit a * D + b of SIGNS and CORRECTIONS: whether A[a, b] is negative, whether (a, b) is corrected. Bit a of BASE, FLIP_P,
-    FLIP_Q: whether that sign is negative. ROW_SCALE 1 divides by a scale per row, 2 multiplies by it.
+    FLIP_Q: whether that sign is negative. ROW_SCALE 1 divides by a scale per row, 2 multiplies by it. COL_SCALE is how many
+    factors [cols], one after the other in ``col_scale``, are multiplied in turn. FULL_RANGE: q may hold -128.
     """
     tile = tl.program_id(0)
     col_tiles = tl.cdiv(cols, BN)
@@ -185,8 +187,13 @@ def signed_xor_kernel(
                 left = operand(value, DOT)
                 for a in tl.static_range(D):
                     if (CORRECTIONS >> (a * D + b)) & 1:
-                        right = negate_if(qs[a ^ b], SIGNS, a * D + b)
-                        acc = replace(acc, a, multiply(left, right, acc[a], ACC))
+                        if FULL_RANGE and ((SIGNS >> (a * D + b)) & 1):
+                            # -(-128) is not an int8: the product is subtracted, not the tile negated.
+                            product = multiply(left, qs[a ^ b], tl.zeros((BM, BN), ACC), ACC)
+                            acc = replace(acc, a, acc[a] - product)
+                        else:
+                            right = negate_if(qs[a ^ b], SIGNS, a * D + b)
+                            acc = replace(acc, a, multiply(left, right, acc[a], ACC))
     else:
         # 256 products unrolled would not fit an instruction cache: b runs, and the tiles of q come from cache.
         for start in range(first, last, BK):
@@ -196,9 +203,13 @@ def signed_xor_kernel(
                 left = operand(value, DOT)
                 for a in tl.static_range(D):
                     value = load_q(q, a ^ b, col, red, q_comp, q_col, q_red, q_scale, cols, last, Q_SCALE, PACK)
-                    right = operand(value, DOT)
                     negative = (((SIGNS >> (a * D)) & ((1 << D) - 1)) >> b) & 1
-                    acc = replace(acc, a, multiply(left, tl.where(negative == 1, -right, right), acc[a], ACC))
+                    right = operand(value, DOT)
+                    if FULL_RANGE:
+                        product = multiply(left, right, tl.zeros((BM, BN), ACC), ACC)
+                        acc = replace(acc, a, acc[a] + tl.where(negative == 1, -product, product))
+                    else:
+                        acc = replace(acc, a, multiply(left, tl.where(negative == 1, -right, right), acc[a], ACC))
     inside = (row[:, None] < rows) & (col[None, :] < cols)
     base = out + split.to(tl.int64) * o_split + row.to(tl.int64)[:, None] * o_row + col.to(tl.int64)[None, :] * o_col
     for a in tl.static_range(D):
@@ -209,10 +220,12 @@ def signed_xor_kernel(
                 z = divide(z.to(unit.dtype), tl.broadcast_to(unit[:, None], (BM, BN)))
             else:
                 z = z.to(unit.dtype) * unit[:, None]
-        if COL_SCALE:
-            if ACC == tl.int32:
-                z = z.to(tl.float32) if ROW_SCALE == 0 else z
-            z = z * tl.load(col_scale + col, mask=col < cols, other=0.0)[None, :].to(z.dtype)
+        if COL_SCALE > 0:
+            if ACC == tl.int32 and ROW_SCALE == 0:
+                z = z.to(tl.float32)
+            for factor in tl.static_range(COL_SCALE):
+                unit = tl.load(col_scale + factor * cols + col, mask=col < cols, other=0.0)
+                z = z * unit[None, :].to(z.dtype)
         if ADD:
             z = z + tl.load(base + a * o_comp, mask=inside, other=0.0)
         tl.store(base + a * o_comp, narrow(z, out.dtype.element_ty), mask=inside)
@@ -310,7 +323,7 @@ class Operand:
 
 @dataclass(frozen=True)
 class Scales:
-    """Factors that are fused: per row (mode 1 divides, 2 multiplies), per column, and along t on p (times) and q (divides)."""
+    """Factors that are fused: per row (mode 1 divides, 2 multiplies), per column ([cols] or several in turn), and along t on p (times) and q (divides)."""
 
     row: Tensor | None = None
     row_mode: int = 0
@@ -379,6 +392,7 @@ def signed_xor_product(
     *,
     fast: bool = False,
     add: bool = False,
+    full_range: bool = False,
     splits: int = 1,
     fusion: bool = True,
     blocks: Blocks | None = None,
@@ -393,6 +407,7 @@ def signed_xor_product(
         scales: fused factors.
         fast: use the factorisation.
         add: add to what ``out`` holds.
+        full_range: q may hold the code -128.
         splits: programs that share one tile's sum.
         fusion: allow fused multiply-add; never in strict arithmetic.
         blocks: tile sizes, chosen by shape if absent.
@@ -411,7 +426,7 @@ def signed_xor_product(
         q.tensor,
         out.tensor,
         scales.row,
-        scales.col,
+        None if scales.col is None else scales.col.contiguous(),
         scales.p,
         scales.q,
         rows,
@@ -440,10 +455,11 @@ def signed_xor_product(
         D=d,
         PACK=q.pack,
         ROW_SCALE=scales.row_mode,
-        COL_SCALE=scales.col is not None,
+        COL_SCALE=0 if scales.col is None else scales.col.numel() // max(1, cols),
         P_SCALE=scales.p is not None,
         Q_SCALE=scales.q is not None,
         ADD=add,
+        FULL_RANGE=full_range,
         DOT=_TRITON_TYPES[dot],
         ACC=_TRITON_TYPES[accumulator(dot)],
         BM=blocks.bm,

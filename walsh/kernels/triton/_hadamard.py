@@ -92,7 +92,8 @@ def hadamard_linear_kernel(
 ):
     """y [rows, n * cols] if STORE; if PART, part [row tile, n, cols] = sum over rows of y / out_scale times other.
 
-    ROW_SCALE 1 divides by a scale per row, 2 multiplies by it (integer products).
+    ROW_SCALE 1 divides by a scale per row, 2 multiplies by it (integer products). OUT_SCALE: how many factors [n, cols], one
+    after the other in ``out_scale``, are multiplied in turn.
     """
     tile = tl.program_id(0)
     col_tiles = tl.cdiv(cols, BN)
@@ -127,8 +128,9 @@ def hadamard_linear_kernel(
         flat = tl.arange(0, N)[:, None] * cols + col[None, :]
         tl.store(part + (tile // col_tiles).to(tl.int64) * (N * cols) + flat, total, mask=col[None, :] < cols)
     if STORE:
-        if OUT_SCALE:
-            z = z * tl.load(out_scale + feature, mask=col[None, None, :] < cols, other=0.0).to(z.dtype)
+        for factor in tl.static_range(OUT_SCALE):
+            unit = tl.load(out_scale + factor * (N * cols) + feature, mask=col[None, None, :] < cols, other=0.0)
+            z = z * unit.to(z.dtype)
         where = y + row.to(tl.int64)[None, :, None] * (N * cols) + feature
         tl.store(where, narrow(z, y.dtype.element_ty), mask=inside)
 

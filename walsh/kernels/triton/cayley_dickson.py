@@ -196,19 +196,24 @@ def _differentiate(ctx, dy):
 _linear.differentiate(_differentiate, _setup)
 
 
-def _fake_integer(x, w, beta, x_scale, reciprocal):
+def _fake_integer(x, w, beta, x_scale, reciprocal, full_range):
     dtype = torch.int32 if x_scale is None and beta is None else torch.float32
     return x.new_empty((*x.shape[:-1], w.shape[0] * w.shape[1]), dtype=dtype)
 
 
 @operation("cayley_dickson_integer_linear", _fake_integer)
-def integer_linear(x: Tensor, w: Tensor, beta: Tensor | None, x_scale: Tensor | None, reciprocal: bool) -> Tensor:
-    """int8 x, integer w: the exact int32 sum, or (sum / x_scale) * beta (times x_scale if ``reciprocal``) in float32."""
+def integer_linear(
+    x: Tensor, w: Tensor, beta: Tensor | None, x_scale: Tensor | None, reciprocal: bool, full_range: bool
+) -> Tensor:
+    """int8 x, integer w: the exact int32 sum, or (sum / x_scale) * beta (times x_scale if ``reciprocal``) in float32.
+
+    beta may be [F, N]: factors that are multiplied in turn. ``full_range``: w may hold -128, not only {-1, 0, 1}.
+    """
     require_device(x, w, beta, x_scale)
     d, n = w.shape[:2]
     flat = _matrix(x, x.shape[-1])
     k = flat.shape[1] // d
-    y = _fake_integer(x, w, beta, x_scale, reciprocal)
+    y = _fake_integer(x, w, beta, x_scale, reciprocal, full_range)
     mode = 0 if x_scale is None else 2 if reciprocal else 1
     signed_xor_product(
         Operand(flat, k, flat.stride(0), 1),
@@ -218,6 +223,7 @@ def integer_linear(x: Tensor, w: Tensor, beta: Tensor | None, x_scale: Tensor | 
         Operand(y, n, d * n, 1),
         Scales(row=None if x_scale is None else x_scale.float().contiguous(), row_mode=mode, col=beta),
         fusion=False,
+        full_range=full_range,
     )
     return y
 
@@ -271,7 +277,7 @@ def cayley_dickson_linear(
             require_float("x_scale", x_scale)
             require_shape("x_scale", x_scale, (*x.shape[:-1], 1), "[..., 1], one scale per row of x")
         require_codes(w, k)
-        result: Tensor = integer_linear(x, w, beta, x_scale, False)
+        result: Tensor = integer_linear(x, w, beta, x_scale, False, False)
         return result
     require_float("x", x)
     if x_scale is not None:

@@ -249,7 +249,7 @@ def _product(
         PACK=pack,
         TRANSFORM=transform_input,
         IN_SCALE=in_scale is not None,
-        OUT_SCALE=out_scale is not None,
+        OUT_SCALE=0 if out_scale is None else out_scale.numel() // max(1, n * cols),
         ROW_SCALE=row_mode,
         STORE=y is not None,
         PART=part is not None,
@@ -477,6 +477,34 @@ def _differentiate(ctx, dy):
 
 
 _linear.differentiate(_differentiate, _setup)
+
+
+def _fake_integer(codes_x, r, w, factors):
+    return r.new_empty((*codes_x.shape[:-1], w.shape[0] * w.shape[1]))
+
+
+@operation("hadamard_integer_linear", _fake_integer)
+def integer_linear(codes_x: Tensor, r: Tensor, w: Tensor, factors: Tensor) -> Tensor:
+    """Strict arithmetic from the codes of v on: (f32(butterflies of sums) * r) * c_n, times factors [F, n, N] in turn."""
+    require_device(codes_x, r, w, factors)
+    y = _fake_integer(codes_x, r, w, factors)
+    flat = _matrix(codes_x, codes_x.shape[-1])
+    n = w.shape[0]
+    _product(
+        flat,
+        w,
+        (flat.shape[0], n, w.shape[1], flat.shape[1] // n),
+        w.stride(),
+        0,
+        y,
+        None,
+        factors.contiguous(),
+        transform_input=False,
+        row_scale=r,
+        row_mode=2,
+        fusion=False,
+    )
+    return y
 
 
 def check_linear(x: Tensor, w: Tensor, alpha: Tensor | None, beta: Tensor | None) -> int:

@@ -31,7 +31,7 @@ def swiglu_kernel(gate, up, h, count, STRICT: tl.constexpr, BLOCK: tl.constexpr)
     if STRICT:
         silu = divide(g, 1.0 + strict_exp(-g))
     else:
-        silu = tl.where(g == float("-inf"), 0.0, divide(g, 1.0 + exponential(-g)))
+        silu = tl.where(g == float("-inf"), -0.0, divide(g, 1.0 + exponential(-g)))
     tl.store(h + index, narrow(silu * u.to(g.dtype), h.dtype.element_ty), mask=index < count)
 
 
@@ -107,7 +107,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
         gate, up: float [...] of one shape.
 
     Returns:
-        h [...] in the dtype of gate, computed in float32 for 16-bit dtypes; silu(-inf) is 0.
+        h [...] in the dtype of gate, computed in float32 for 16-bit dtypes; silu(-inf) is -0, its limit.
 
     Raises:
         ShapeError, DTypeError: arguments that do not fit. BackendError: no machine for Triton.
