@@ -34,10 +34,13 @@ from walsh.model.cache import GrowingKVCache
 from walsh.model.config import WalshConfig
 
 STD = 0.02
-"""Standard deviation of latent weights, embedding rows and the mixers' noise; rule ``absmean`` does not depend on it."""
+"""Standard deviation of latent weights, embedding rows and the mixers' noise."""
 
 ROUND_STD = 0.5
-"""Of latent weights under rule ``round``, whose threshold is fixed at 0.5: with ``STD`` all of them would be zeros."""
+"""Of latent weights under rule ``round``, whose threshold is fixed at 0.5: with ``STD`` all of them would be zeros.
+
+Rule ``absmean`` scales its threshold with the weights.
+"""
 
 
 class _Node(nn.Module):

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from walsh.errors import ParameterError
+from walsh.model.config import WalshConfig
 
 
 class _Section(BaseModel):
@@ -145,7 +146,12 @@ class TrainingConfig(_Section):
             )
         if "vocab_size" in self.model:
             raise ValueError("model.vocab_size: leave it out; the tokenizer decides it")
+        self.model_config(vocab_size=2)  # what is wrong in it is said now, not after hours of preparing data
         return self
+
+    def model_config(self, vocab_size: int) -> WalshConfig:
+        """The model's configuration for a tokenizer of this size."""
+        return WalshConfig.from_dict({**self.model, "vocab_size": vocab_size})
 
 
 def parse_config(document: Mapping[str, Any], where: str) -> TrainingConfig:
