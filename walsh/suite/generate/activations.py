@@ -51,21 +51,30 @@ def _exact(call: str) -> Group:
     group.add("one-feature", "C = 1", {"x": listed([[127.0], [-127.0]])}, unproven=True)
     group.add("no-tokens", "no rows", {"x": filled((0, 6), 0.0)}, flags=[f.EMPTY_BATCH], unproven=True)
     group.add(
-        "leading", "two leading axes", {"x": dyadic_rows(group.draw("leading"), (2, 3, 5), "float32")},
-        flags=[f.LEADING_AXES], unproven=True,
-    )  # fmt: skip
-    group.add(
-        "row", "no leading axis", {"x": dyadic_rows(group.draw("row"), (17,), "float32")}, flags=[f.LEADING_AXES],
+        "leading",
+        "two leading axes",
+        {"x": dyadic_rows(group.draw("leading"), (2, 3, 5), "float32")},
+        flags=[f.LEADING_AXES],
         unproven=True,
-    )  # fmt: skip
+    )
+    group.add(
+        "row",
+        "no leading axis",
+        {"x": dyadic_rows(group.draw("row"), (17,), "float32")},
+        flags=[f.LEADING_AXES],
+        unproven=True,
+    )
     for tokens in (5, 17, 33, 65, 130):
         x = dyadic_rows(group.draw(f"tokens{tokens}"), (tokens, 3), "float32")
         group.add(f"tokens-{tokens}", "rows past the last full tile", {"x": x}, flags=[f.TAIL_ROWS], unproven=True)
     unlike = np.ldexp(dyadic_rows(group.draw("unlike"), (4, 8), "float32"), [[-20], [-5], [0], [20]])
     group.add(
-        "unlike-rows", "rows of unlike magnitude, each with a scale of its own", {"x": unlike.astype(np.float32)},
-        flags=[f.TOKEN_SCALE], unproven=True,
-    )  # fmt: skip
+        "unlike-rows",
+        "rows of unlike magnitude, each with a scale of its own",
+        {"x": unlike.astype(np.float32)},
+        flags=[f.TOKEN_SCALE],
+        unproven=True,
+    )
     return group
 
 
@@ -78,8 +87,12 @@ def _rounded(call: str) -> Group:
             group.add(name, "reals, at least 1e-3 away from a tie", {"x": x})
     group.add("zeros", "a row of zeros: the scale is 127 / 1e-5", {"x": filled((2, 4), 0.0)}, flags=[f.EPSILON])
     below = np.array([[3e-6, -1.4e-6, 0.0], [9.0, -4.0, 1.0]], dtype=np.float32)
-    group.add("below-epsilon", "a row whose maximum is below 1e-5, beside a common one", {"x": below},
-              flags=[f.EPSILON, f.TOKEN_SCALE])  # fmt: skip
+    group.add(
+        "below-epsilon",
+        "a row whose maximum is below 1e-5, beside a common one",
+        {"x": below},
+        flags=[f.EPSILON, f.TOKEN_SCALE],
+    )
     outlier = clear_rows(group.draw("outlier"), "x", (2, 9))
     outlier[0, 3] = 2.0**20
     group.add("outlier", "one huge value in one of two rows", {"x": outlier}, flags=[f.OUTLIER, f.TOKEN_SCALE])
@@ -95,18 +108,24 @@ def _strict() -> Group:
     for tokens, features in ((1, 1), (4, 7), (5, 32), (17, 3)):
         name = f"{tokens}x{features}"
         group.add(
-            name, "reals: division and product rounded as pinned",
+            name,
+            "reals: division and product rounded as pinned",
             {"x": group.draw(name).reals("x", (tokens, features), "float32", -6, 3) * np.float32(1.1)},
             flags=[f.RECIPROCAL, *([f.SMOKE] if tokens == 4 else [])],
-        )  # fmt: skip
+        )
     group.add("zeros", "rows of zeros of both signs", {"x": listed([[0.0, -0.0], [-0.0, -0.0]])}, flags=[f.EPSILON])
     group.add("below-epsilon", "a maximum below 1e-5", {"x": listed([[3e-6, -1e-6]])}, flags=[f.EPSILON])
     tiny = np.array([[1, 5, 2**22 + 1]], dtype=np.int32).view(np.float32)
     group.add("subnormal", "subnormals only", {"x": tiny}, flags=[f.SUBNORMAL])
-    group.add("ties", "ties go to the even code", {"x": listed([[127.0, 0.5, 1.5, 2.5, -0.5, -3.5]])},
-              flags=[f.TIES_AWAY])  # fmt: skip
-    group.add("largest", "the largest float32: r is subnormal or nearly so", {"x": listed([[3.4e38, -1.0, 1e38]])},
-              flags=[f.SUBNORMAL])  # fmt: skip
+    group.add(
+        "ties", "ties go to the even code", {"x": listed([[127.0, 0.5, 1.5, 2.5, -0.5, -3.5]])}, flags=[f.TIES_AWAY]
+    )
+    group.add(
+        "largest",
+        "the largest float32: r is subnormal or nearly so",
+        {"x": listed([[3.4e38, -1.0, 1e38]])},
+        flags=[f.SUBNORMAL],
+    )
     group.add("no-tokens", "no rows", {"x": filled((0, 3), 0.0)}, flags=[f.EMPTY_BATCH])
     return group
 
@@ -117,9 +136,12 @@ def _choice() -> Iterator[Group]:
     away = np.array([[127, 1, 2, 3, -1, -2, -3, 3]], dtype=np.int8)
     for dtype in FLOATS:
         group.add(
-            f"{dtype}-ties", "ties round to the even code; away from zero is the alternative",
-            {"x": listed(values, dtype)}, flags=[f.TIES_AWAY], choices={"a": [away]},
-        )  # fmt: skip
+            f"{dtype}-ties",
+            "ties round to the even code; away from zero is the alternative",
+            {"x": listed(values, dtype)},
+            flags=[f.TIES_AWAY],
+            choices={"a": [away]},
+        )
     yield group
     poisoned = Group("activations", "choice-nan", "choice", "quantize_activations", exact=True)
     for name, value, dtype in (
@@ -131,9 +153,12 @@ def _choice() -> Iterator[Group]:
         x = listed([[127.0, 3.0, -5.0], [1.0, value, 2.0], [-127.0, 0.0, 64.0]], dtype)
         others = [np.array([[127, 3, -5], [code] * 3, [-127, 0, 64]], dtype=np.int8) for code in (-128, 127)]
         poisoned.add(
-            name, "a row that is not finite has scale NaN; its codes are free, the other rows are not touched",
-            {"x": x}, flags=[f.NAN_ROW], choices={"a": others},
-        )  # fmt: skip
+            name,
+            "a row that is not finite has scale NaN; its codes are free, the other rows are not touched",
+            {"x": x},
+            flags=[f.NAN_ROW],
+            choices={"a": others},
+        )
     yield poisoned
     fake = Group("activations", "exact-nan", "exact", "fake_quantize_activations")
     for name, value in (("nan", np.nan), ("inf", np.inf)):
@@ -149,9 +174,12 @@ def _gradient() -> Group:
         inputs = {"x": draw.reals("x", (3, 5), dtype), "dv": draw.reals("dv", (3, 5), dtype)}
         group.add(dtype, "straight through: dx = dv", inputs, flags=[f.STRAIGHT_THROUGH], unproven=True)
     group.add(
-        "zeros", "also through a row of zeros", {"x": filled((1, 3), 0.0), "dv": listed([[1.0, -2.0, 3.0]])},
-        flags=[f.STRAIGHT_THROUGH, f.EPSILON], unproven=True,
-    )  # fmt: skip
+        "zeros",
+        "also through a row of zeros",
+        {"x": filled((1, 3), 0.0), "dv": listed([[1.0, -2.0, 3.0]])},
+        flags=[f.STRAIGHT_THROUGH, f.EPSILON],
+        unproven=True,
+    )
     return group
 
 
@@ -163,8 +191,13 @@ def _invalid() -> Iterator[Group]:
         yield group
     strict = Group("activations", "invalid-strict", "invalid", "quantize_activations.strict")
     for name, value in (("nan", np.nan), ("inf", np.inf)):
-        strict.add(name, "strict arithmetic needs finite rows", {"x": listed([[1.0, value]])}, error="NonFiniteError",
-                   flags=[f.NAN_ROW])  # fmt: skip
+        strict.add(
+            name,
+            "strict arithmetic needs finite rows",
+            {"x": listed([[1.0, value]])},
+            error="NonFiniteError",
+            flags=[f.NAN_ROW],
+        )
     strict.add("float64", "strict arithmetic is float32", {"x": listed([[1.0]], "float64")}, error="DTypeError")
     strict.add("no-features", "C = 0", {"x": filled((2, 0), 0.0)}, error="ShapeError")
     yield strict

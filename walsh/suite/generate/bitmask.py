@@ -8,7 +8,7 @@ import numpy as np
 
 from walsh import reference
 from walsh.suite.generate import flags as f
-from walsh.suite.generate.build import Group, Paint
+from walsh.suite.generate.build import Flag, Group, Paint
 from walsh.suite.generate.numbers import filled
 from walsh.suite.tensors import Array
 
@@ -17,7 +17,10 @@ LENGTHS = (1, 2, 7, 8, 9, 15, 16, 17, 23, 24, 31, 32, 33, 63, 64, 65, 127, 128, 
 
 def groups() -> Iterator[Group]:
     """All vector files of this op."""
-    encode, decode = Group("bitmask", "exact-encode", "exact", "bitmask_encode"), Group("bitmask", "exact-decode", "exact", "bitmask_decode")
+    encode, decode = (
+        Group("bitmask", "exact-encode", "exact", "bitmask_encode"),
+        Group("bitmask", "exact-decode", "exact", "bitmask_decode"),
+    )
     for n in LENGTHS:
         _both(encode, decode, f"n{n}", "length around a multiple of 8", encode.draw(f"n{n}").codes("q", (n,)))
     for name, shape in (("matrix", (5, 13)), ("cube", (2, 3, 7)), ("row", (1, 9)), ("column", (9, 1))):
@@ -41,7 +44,7 @@ def groups() -> Iterator[Group]:
 
 
 def _both(encode: Group, decode: Group, name: str, comment: str, q: Array) -> None:
-    marks = [f.BIT_ORDER, *([f.SMOKE] if name == "n17" else [])]
+    marks: list[Flag | str] = [f.BIT_ORDER, *([f.SMOKE] if name == "n17" else [])]
     encode.add(name, comment, {"q": q}, flags=marks)
     mask, signs = reference.bitmask_encode(q)
     decode.add(name, comment, {"mask": mask, "signs": signs}, flags=marks, shape=list(q.shape))
@@ -51,8 +54,13 @@ def _invalid() -> Iterator[Group]:
     encode = Group("bitmask", "invalid-encode", "invalid", "bitmask_encode")
     for code in (2, -2, 127, -128):
         q = np.array([0, 1, code], dtype=np.int8)
-        encode.add(f"code-{'minus-' if code < 0 else ''}{abs(code)}", "no ternary code", {"q": q}, error="ParameterError",
-                   flags=[f.SILENT_DEFAULT])  # fmt: skip
+        encode.add(
+            f"code-{'minus-' if code < 0 else ''}{abs(code)}",
+            "no ternary code",
+            {"q": q},
+            error="ParameterError",
+            flags=[f.SILENT_DEFAULT],
+        )
     encode.add("floats", "codes are int8", {"q": filled((3,), 1.0)}, error="DTypeError")
     yield encode
     decode = Group("bitmask", "invalid-decode", "invalid", "bitmask_decode")
@@ -71,6 +79,12 @@ def _invalid() -> Iterator[Group]:
         ("empty-shape", "bytes for no positions", [0], [], [0]),
     ]
     for name, comment, mask, signs, shape in cases:
-        decode.add(name, comment, {"mask": np.array(mask, dtype=np.uint8), "signs": np.array(signs, dtype=np.uint8)},
-                   error="FormatError", shape=shape, flags=[f.PADDING_BITS])  # fmt: skip
+        decode.add(
+            name,
+            comment,
+            {"mask": np.array(mask, dtype=np.uint8), "signs": np.array(signs, dtype=np.uint8)},
+            error="FormatError",
+            shape=shape,
+            flags=[f.PADDING_BITS],
+        )
     yield decode

@@ -8,8 +8,8 @@
     gradient        as exact or as rounded, as the group says
     invalid         an error class
 
-Integer results are always compared bit for bit. Tensors up to 1 KiB are written as hex, painted ones as their recipe, the
-rest goes to one safetensors file per group; a large result under rule ``bits`` leaves its digest only.
+Integer results are always compared bit for bit. Tensors up to 1 KiB are written as hex, painted ones as their recipe,
+the rest goes to one safetensors file per group; a large result under rule ``bits`` leaves its digest only.
 """
 
 from __future__ import annotations
@@ -159,25 +159,27 @@ class Group:
             inputs = self._search(case, inputs, settings)
         arrays = realise(inputs)
         outputs: dict[str, Any] = {}
+        result: Mapping[str, Any]
         if error is not None:
             result = self._refusal(where, call, settings, arrays, error)
         else:
             results = evaluate(call, settings, arrays)
             truth = {**results, **(expected or {})}
-            result = {}
             for name, value in results.items():
                 dtype = output_dtype(call, name, value, arrays)
                 outputs[name] = {"dtype": dtype, "shape": list(value.shape)}
             if not unproven and (self.lane == "exact" or self.exact):
                 check_exact(where, call.name, settings, arrays, results)
+            entries: dict[str, dict[str, Any]] = {}
             for name, value in truth.items():
                 dtype = outputs[name]["dtype"]
                 if choices and name in choices:
-                    result[name] = self._choice(case, name, round_to_kind(value, dtype), choices[name])
+                    entries[name] = self._choice(case, name, round_to_kind(value, dtype), choices[name])
                 elif bounded and name in bounded:
-                    result[name] = self._bound(case, name, dtype, bounded[name])
+                    entries[name] = self._bound(case, name, dtype, bounded[name])
                 else:
-                    result[name] = self._result(case, name, dtype, value, settings, arrays)
+                    entries[name] = self._result(case, name, dtype, value, settings, arrays)
+            result = entries
         test = {
             "id": case,
             "comment": comment,
@@ -198,7 +200,9 @@ class Group:
             arrays = realise(inputs)
             if not ambiguous_zeros(self.call, params, arrays, evaluate(CALLS[self.call], params, arrays)):
                 return inputs
-        raise VectorError(f"{self.op}/{self.name}/{case}: zeros of ambiguous sign in {SEARCHED} draws; use larger integers")
+        raise VectorError(
+            f"{self.op}/{self.name}/{case}: zeros of ambiguous sign in {SEARCHED} draws; use larger integers"
+        )
 
     def _refusal(
         self, where: str, call: Call, params: Mapping[str, Any], arrays: Mapping[str, Array], error: str
@@ -226,7 +230,9 @@ class Group:
         return {**self._encode(f"{case}.{name}", exact, digest=True), "compare": {"rule": "bits"}}
 
     def _choice(self, case: str, name: str, preferred: Array, others: Sequence[Array]) -> dict[str, Any]:
-        alternatives = [self._encode(f"{case}.{name}.{i}", other.astype(preferred.dtype)) for i, other in enumerate(others)]
+        alternatives = [
+            self._encode(f"{case}.{name}.{i}", other.astype(preferred.dtype)) for i, other in enumerate(others)
+        ]
         return {
             **self._encode(f"{case}.{name}", preferred),
             "compare": {"rule": "choice", "alternatives": alternatives},
@@ -302,8 +308,8 @@ def round_up(values: Array) -> Array:
 def output_dtype(call: Call, name: str, value: Array, arrays: Mapping[str, Array]) -> str:
     """The dtype that SPEC.md gives this output.
 
-    Integers and strict results are as the reference has them. A gradient has the dtype of its argument; scales are float64
-    for float64 inputs and else float32; anything else has the dtype of the first floating argument.
+    Integers and strict results are as the reference has them. A gradient has the dtype of its argument; scales are
+    float64 for float64 inputs and else float32; anything else has the dtype of the first floating argument.
     """
     if not tensors.is_float(value.dtype) or call.kind == "strict" or call.op == "sampling":
         return value.dtype.name

@@ -1,4 +1,4 @@
-"""Vectors of *cayley_dickson*: ``Y_i = beta * sum_j S[i, j] X_j W_{i xor j}^T``, plain, ternary, strict, and gradients."""
+"""Vectors of *cayley_dickson*: ``Y_i = beta * sum_j S[i, j] X_j W_{i xor j}^T``, plain, ternary and strict."""
 
 from __future__ import annotations
 
@@ -29,10 +29,6 @@ def groups() -> Iterator[Group]:
     yield _rounded_bits()
     yield _choice()
     yield _strict()
-    yield _gradient_exact()
-    yield _gradient_rounded()
-    yield _gradient_bits_exact()
-    yield _gradient_bits()
     yield from _invalid()
 
 
@@ -70,9 +66,11 @@ def _exact() -> Group:
         for dtype in FLOATS:
             name = f"d{dimension}-{dtype}"
             group.add(
-                name, "integers, K = 3 and N = 5, beta a power of two", partial(layer, dimension=dimension, tokens=3, inner=3, outputs=5, dtype=dtype),
+                name,
+                "integers, K = 3 and N = 5, beta a power of two",
+                partial(layer, dimension=dimension, tokens=3, inner=3, outputs=5, dtype=dtype),
                 flags=[f.SIGN_TABLE, f.COMPONENT_LAYOUT, f.BETA_SHARED],
-            )  # fmt: skip
+            )
             _reaching(group, dimension, dtype)
     for tokens in (1, 5, 17, 33, 65, 130):
         x = Paint("float32", (tokens, 16), 97, 13, 509, 254)
@@ -146,13 +144,20 @@ def _values(group: Group) -> None:
     unlike = np.zeros((3, 24), dtype=np.float32)
     unlike[0, 5], unlike[1, 5], unlike[2, 5] = 2.0**-40, 3.0, 2.0**40
     group.add(
-        "unlike-rows", "tokens whose magnitudes differ by 2^80", {**base, "x": unlike}, flags=[f.UNLIKE_ROWS],
+        "unlike-rows",
+        "tokens whose magnitudes differ by 2^80",
+        {**base, "x": unlike},
+        flags=[f.UNLIKE_ROWS],
         unproven=True,
-    )  # fmt: skip
+    )
     tiny = np.zeros((1, 24), dtype=np.float32)
     tiny[0, ::3] = np.array([3, -1, 5, 7, 2, -9, 1, 4], dtype=np.int32) * np.float32(2.0**-149)
-    group.add("subnormal", "subnormal activations and ternary weights",
-              lambda d: {"x": tiny, "w": d.codes("q", (8, 3, 3), "float32")}, flags=[f.SUBNORMAL])  # fmt: skip
+    group.add(
+        "subnormal",
+        "subnormal activations and ternary weights",
+        lambda d: {"x": tiny, "w": d.codes("q", (8, 3, 3), "float32")},
+        flags=[f.SUBNORMAL],
+    )
     for name, value, mark in (("nan", np.nan, f.NAN_ROW), ("inf", np.inf, f.INFINITY)):
         x = base["x"].copy()
         x[2, 4] = value
@@ -167,8 +172,13 @@ def _values(group: Group) -> None:
             dense["w"] = np.abs(dense["w"]) + np.float32(1)
             group.add(name, "one infinite feature reaches exactly its token", dense, flags=[mark], unproven=True)
             continue
-        group.add(name, "one NaN reaches all components of its token, and no other", {**base, "x": x, "w": w},
-                  flags=[mark], unproven=True)  # fmt: skip
+        group.add(
+            name,
+            "one NaN reaches all components of its token, and no other",
+            {**base, "x": x, "w": w},
+            flags=[mark],
+            unproven=True,
+        )
     for missing in ("with-beta", "without-beta"):
         inputs = layer(group.draw(missing), 4, 2, 3, 4)
         if missing == "without-beta":
@@ -199,13 +209,24 @@ def _codes() -> Group:
     group = Group("cayley_dickson", "exact-codes", "exact", "cayley_dickson_linear")
     for dimension in DIMENSIONS:
         for inner in (3, 4, 9):
-            group.add(f"int8-d{dimension}-k{inner}", "int8 codes",
-                      partial(_coded, dimension=dimension, inner=inner, packed=False))  # fmt: skip
-            group.add(f"packed-d{dimension}-k{inner}", "four codes in a byte; K is no multiple of four unless it is 4",
-                      partial(_coded, dimension=dimension, inner=inner, packed=True), flags=[f.PACKED_ORDER])  # fmt: skip
+            group.add(
+                f"int8-d{dimension}-k{inner}",
+                "int8 codes",
+                partial(_coded, dimension=dimension, inner=inner, packed=False),
+            )
+            group.add(
+                f"packed-d{dimension}-k{inner}",
+                "four codes in a byte; K is no multiple of four unless it is 4",
+                partial(_coded, dimension=dimension, inner=inner, packed=True),
+                flags=[f.PACKED_ORDER],
+            )
     for dtype in ("bfloat16", "float16", "float64"):
-        group.add(f"packed-{dtype}", "packed codes", partial(_coded, dimension=8, inner=3, packed=True, dtype=dtype),
-                  flags=[f.PACKED_ORDER])  # fmt: skip
+        group.add(
+            f"packed-{dtype}",
+            "packed codes",
+            partial(_coded, dimension=8, inner=3, packed=True, dtype=dtype),
+            flags=[f.PACKED_ORDER],
+        )
     return group
 
 
@@ -217,12 +238,20 @@ def _integers() -> Group:
         a = draw.integers("a", (3, dimension * 5), -128, 127, "int8")
         q = draw.codes("w", (dimension, 3, 5))
         group.add(f"int32-d{dimension}", "int8 by int8 codes: int32", {"x": a, "w": q}, flags=[f.ACCUMULATOR])
-        group.add(f"int32-packed-d{dimension}", "int8 by packed codes: int32", {"x": a, "w": _packed(q)},
-                  flags=[f.PACKED_ORDER])  # fmt: skip
+        group.add(
+            f"int32-packed-d{dimension}",
+            "int8 by packed codes: int32",
+            {"x": a, "w": _packed(q)},
+            flags=[f.PACKED_ORDER],
+        )
         scale = np.ldexp(np.float32(1), draw.integers("s", (3, 1), -3, 9)).astype(np.float32)
-        group.add(f"scaled-d{dimension}", "one scale per token divides, beta multiplies",
-                  {"x": a, "w": q, "beta": listed([0.5, -2.0, 1.0]), "x_scale": scale}, flags=[f.SCALE_MISSING],
-                  unproven=True)  # fmt: skip
+        group.add(
+            f"scaled-d{dimension}",
+            "one scale per token divides, beta multiplies",
+            {"x": a, "w": q, "beta": listed([0.5, -2.0, 1.0]), "x_scale": scale},
+            flags=[f.SCALE_MISSING],
+            unproven=True,
+        )
     group.add(
         "int32-past-2^24".replace("^", ""),
         "a sum past 2^24 and odd: float32 accumulation loses its last bit",
@@ -230,18 +259,25 @@ def _integers() -> Group:
         flags=[f.ACCUMULATOR, LARGE],
     )
     group.add(
-        "int32-past-2-15", "sums past 2^15: int16 accumulators wrap",
+        "int32-past-2-15",
+        "sums past 2^15: int16 accumulators wrap",
         {"x": Paint("int8", (1, 8 * 65), 0, 127, 251, 0), "w": Paint("int8", (8, 2, 65), 0, 1, 2, 0)},
         flags=[f.ACCUMULATOR],
-    )  # fmt: skip
+    )
     group.add(
-        "minus-128", "the code -128, which has no positive twin",
-        {"x": filled((1, 8), -128, "int8"), "w": np.array([[[1], [-1]], [[-1], [1]], [[0], [1]], [[1], [1]]] * 2, np.int8)},
-    )  # fmt: skip
+        "minus-128",
+        "the code -128, which has no positive twin",
+        {
+            "x": filled((1, 8), -128, "int8"),
+            "w": np.array([[[1], [-1]], [[-1], [1]], [[0], [1]], [[1], [1]]] * 2, np.int8),
+        },
+    )
     return group
 
 
-LARGE = Flag("large", "only large shapes go wrong", "Larger than one tile in every direction; slow interpreters may skip it.")
+LARGE = Flag(
+    "large", "only large shapes go wrong", "Larger than one tile in every direction; slow interpreters may skip it."
+)
 
 
 def exact_layer(draw: Draw, dimension: int, tokens: int, inner: int, outputs: int, dtype: str) -> dict[str, Array]:
@@ -269,13 +305,18 @@ def _exact_bits() -> Group:
     x = dyadic_rows(draw, (3, 40), "float32", -2)
     q = draw.codes("w", (8, 3, 5))
     group.add("int8-weight", "integer weights are used as they are", {"x": x, "w": q})
-    group.add("packed-weight", "packed weights likewise", {"x": x, "w": _packed(q), "beta": filled((3,), 2.0)},
-              flags=[f.PACKED_ORDER])  # fmt: skip
+    group.add(
+        "packed-weight",
+        "packed weights likewise",
+        {"x": x, "w": _packed(q), "beta": filled((3,), 2.0)},
+        flags=[f.PACKED_ORDER],
+    )
     group.add("no-tokens", "no rows", {"x": x[:0], "w": q}, flags=[f.EMPTY_BATCH])
     return group
 
 
-def _reals(draw: Draw, dimension: int, tokens: int, inner: int, outputs: int, dtype: str) -> dict[str, Array]:
+def reals(draw: Draw, dimension: int, tokens: int, inner: int, outputs: int, dtype: str) -> dict[str, Array]:
+    """x, w and beta in reals of uneven magnitude."""
     return {
         "x": draw.reals("x", (tokens, dimension * inner), dtype),
         "w": draw.reals("w", (dimension, outputs, inner), dtype),
@@ -288,35 +329,46 @@ def _rounded() -> Group:
     for dimension in DIMENSIONS:
         for dtype in FLOATS:
             name = f"d{dimension}-{dtype}"
-            group.add(name, "reals of uneven magnitude", _reals(group.draw(name), dimension, 2, 5, 3, dtype))
+            group.add(name, "reals of uneven magnitude", reals(group.draw(name), dimension, 2, 5, 3, dtype))
     for tokens, inner, outputs in ((17, 3, 2), (2, 65, 3), (3, 2, 17), (33, 33, 9)):
         name = f"{tokens}x{inner}x{outputs}"
-        group.add(f"octonion-{name}", "sizes past a tile", _reals(group.draw(name), 8, tokens, inner, outputs, "float32"),
-                  flags=[f.TAIL_ROWS, f.TAIL_COLUMNS])  # fmt: skip
-    cancel = _reals(group.draw("cancel"), 8, 2, 8, 2, "float32")
+        group.add(
+            f"octonion-{name}",
+            "sizes past a tile",
+            reals(group.draw(name), 8, tokens, inner, outputs, "float32"),
+            flags=[f.TAIL_ROWS, f.TAIL_COLUMNS],
+        )
+    cancel = reals(group.draw("cancel"), 8, 2, 8, 2, "float32")
     cancel["x"][:, 1] = 2.0**12
     cancel["w"][:, :, 1] = np.float32(1.0)
     cancel["x"][:, 0] = -(2.0**12)
     cancel["w"][:, :, 0] = np.float32(1.0)
     group.add("cancellation", "two large products cancel", cancel, flags=[f.CANCELLATION])
-    unlike = _reals(group.draw("unlike"), 4, 4, 6, 3, "float32")
+    unlike = reals(group.draw("unlike"), 4, 4, 6, 3, "float32")
     unlike["x"] *= np.ldexp(np.float32(1), np.array([[-30], [-10], [0], [25]])).astype(np.float32)
     group.add("unlike-rows", "tokens whose magnitudes differ by 2^55", unlike, flags=[f.UNLIKE_ROWS])
-    zero = _reals(group.draw("zero"), 8, 3, 3, 2, "float32")
+    zero = reals(group.draw("zero"), 8, 3, 3, 2, "float32")
     zero["x"][1] = 0.0
     group.add("zero-row", "a token of zeros among others", zero)
-    outlier = _reals(group.draw("outlier"), 8, 3, 4, 2, "float32")
+    outlier = reals(group.draw("outlier"), 8, 3, 4, 2, "float32")
     outlier["x"][1, 7] = 3e7
     group.add("outlier", "one huge activation in one token", outlier, flags=[f.OUTLIER, f.UNLIKE_ROWS])
     for dimension in DIMENSIONS:
         draw = group.draw(f"scaled{dimension}")
         a, q = draw.integers("a", (3, dimension * 4), -128, 127, "int8"), draw.codes("w", (dimension, 3, 4))
         scale = draw.positive("s", (3, 1)) * np.float32(37.5)
-        group.add(f"x-scale-d{dimension}", "int8 activations, their scale and beta",
-                  {"x": a, "w": q, "beta": draw.positive("beta", (3,)), "x_scale": scale},
-                  flags=[f.SCALE_MISSING])  # fmt: skip
-        group.add(f"x-scale-packed-d{dimension}", "the same with packed weights and without beta",
-                  {"x": a[:2], "w": _packed(q), "x_scale": scale[:2]}, flags=[f.PACKED_ORDER])  # fmt: skip
+        group.add(
+            f"x-scale-d{dimension}",
+            "int8 activations, their scale and beta",
+            {"x": a, "w": q, "beta": draw.positive("beta", (3,)), "x_scale": scale},
+            flags=[f.SCALE_MISSING],
+        )
+        group.add(
+            f"x-scale-packed-d{dimension}",
+            "the same with packed weights and without beta",
+            {"x": a[:2], "w": _packed(q), "x_scale": scale[:2]},
+            flags=[f.PACKED_ORDER],
+        )
     return group
 
 
@@ -336,16 +388,24 @@ def _rounded_bits() -> Group:
     for dimension in DIMENSIONS:
         for dtype in FLOATS:
             name = f"d{dimension}-{dtype}"
-            group.add(name, "reals clear of both quantisers' ties", clear_layer(group.draw(name), dimension, 2, 3, 2, dtype))
+            group.add(
+                name, "reals clear of both quantisers' ties", clear_layer(group.draw(name), dimension, 2, 3, 2, dtype)
+            )
         name = f"d{dimension}-null"
-        group.add(name, "activations left alone", clear_layer(group.draw(name), dimension, 2, 3, 2), activation_bits=None)
+        group.add(
+            name, "activations left alone", clear_layer(group.draw(name), dimension, 2, 3, 2), activation_bits=None
+        )
     for tokens in (5, 17):
         name = f"octonion-{tokens}"
         group.add(name, "tail rows", clear_layer(group.draw(name), 8, tokens, 2, 3), flags=[f.TAIL_ROWS, f.TOKEN_SCALE])
     unlike = clear_layer(group.draw("unlike"), 4, 4, 4, 3)
     unlike["x"] = np.ldexp(unlike["x"], [[-9], [0], [5], [12]]).astype(np.float32)
-    group.add("unlike-rows", "tokens of unlike magnitude have scales of their own", unlike,
-              flags=[f.TOKEN_SCALE, f.UNLIKE_ROWS])  # fmt: skip
+    group.add(
+        "unlike-rows",
+        "tokens of unlike magnitude have scales of their own",
+        unlike,
+        flags=[f.TOKEN_SCALE, f.UNLIKE_ROWS],
+    )
     zero = clear_layer(group.draw("zero"), 8, 3, 2, 2)
     zero["x"][1] = 0.0
     group.add("zero-row", "a token of zeros: its scale is finite, its result zero", zero, flags=[f.EPSILON])
@@ -376,8 +436,13 @@ def _choice() -> Group:
         w = np.zeros((dimension, 1, 2), dtype=np.int8)
         w[0, 0, 1] = 1
         away = filled((1, dimension), 3.0)
-        group.add(f"activation-tie-d{dimension}", "2.5 rounds to the even 2; away from zero gives 3", {"x": x, "w": w},
-                  flags=[f.TIES_AWAY], choices={"y": [away]})  # fmt: skip
+        group.add(
+            f"activation-tie-d{dimension}",
+            "2.5 rounds to the even 2; away from zero gives 3",
+            {"x": x, "w": w},
+            flags=[f.TIES_AWAY],
+            choices={"y": [away]},
+        )
     return group
 
 
@@ -387,172 +452,63 @@ def _strict() -> Group:
         for tokens, inner, outputs in ((1, 1, 1), (3, 5, 4)):
             name = f"d{dimension}-{tokens}x{inner}x{outputs}"
             draw = group.draw(name)
+            codes = draw.codes("w", (dimension, outputs, inner))
             group.add(
-                name, "reals: every product rounded in the pinned order",
+                name,
+                "reals: every product rounded in the pinned order",
                 {
                     "x": draw.reals("x", (tokens, dimension * inner)) * np.float32(1.3),
-                    "codes": draw.codes("w", (dimension, outputs, inner)),
+                    "codes": np.where((codes == 0) & (codes.size == 1), np.int8(1), codes),
                     "beta": draw.positive("beta", (outputs,)) * np.float32(0.7),
                 },
                 flags=[f.RECIPROCAL],
-            )  # fmt: skip
+            )
     draw = group.draw("tail")
     for tokens in (17, 33):
-        group.add(f"tokens-{tokens}", "tail rows", {
-            "x": draw.reals(f"x{tokens}", (tokens, 16)), "codes": draw.codes(f"w{tokens}", (8, 3, 2)),
-            "beta": draw.positive(f"b{tokens}", (3,)),
-        }, flags=[f.TAIL_ROWS])  # fmt: skip
-    group.add("no-tokens", "no rows", {
-        "x": filled((0, 8), 0.0), "codes": draw.codes("w0", (4, 3, 2)), "beta": filled((3,), 1.0),
-    }, flags=[f.EMPTY_BATCH])  # fmt: skip
+        group.add(
+            f"tokens-{tokens}",
+            "tail rows",
+            {
+                "x": draw.reals(f"x{tokens}", (tokens, 16)),
+                "codes": draw.codes(f"w{tokens}", (8, 3, 2)),
+                "beta": draw.positive(f"b{tokens}", (3,)),
+            },
+            flags=[f.TAIL_ROWS],
+        )
+    group.add(
+        "no-tokens",
+        "no rows",
+        {
+            "x": filled((0, 8), 0.0),
+            "codes": draw.codes("w0", (4, 3, 2)),
+            "beta": filled((3,), 1.0),
+        },
+        flags=[f.EMPTY_BATCH],
+    )
     x = draw.reals("xz", (3, 8))
     x[1] = 0.0
-    group.add("zero-row", "a token of zeros between two others", {
-        "x": x, "codes": draw.codes("wz", (4, 3, 2)), "beta": draw.positive("bz", (3,)),
-    }, flags=[f.EPSILON])  # fmt: skip
+    group.add(
+        "zero-row",
+        "a token of zeros between two others",
+        {
+            "x": x,
+            "codes": draw.codes("wz", (4, 3, 2)),
+            "beta": draw.positive("bz", (3,)),
+        },
+        flags=[f.EPSILON],
+    )
     ties = np.zeros((1, 8), dtype=np.float32)
     ties[0] = [127.0, 0.5, 1.5, 2.5, -0.5, -1.5, 3.5, -2.5]
-    group.add("ties", "activations that are ties", {
-        "x": ties, "codes": np.ones((8, 2, 1), np.int8), "beta": listed([1.0, 3.0]),
-    }, flags=[f.TIES_AWAY])  # fmt: skip
-    return group
-
-
-def with_gradient(inputs: dict[str, Array], dy: Array) -> dict[str, Array]:
-    """The inputs of a gradient call."""
-    return {**inputs, "dy": dy}
-
-
-GRADIENT_FLAGS = (f.GRAD_COMPONENT, f.WRONG_BACKWARD_TABLE)
-
-
-def _differentiated(
-    draw: Draw, dimension: int, dtype: str = "float32", shape: tuple[int, ...] = (3,), beta: bool = True
-) -> dict[str, Array]:
-    """A layer in integers, K = 2 and N = 3, and the gradient of its result."""
-    size = 5 if dimension == 16 else 9
-    inputs = layer(draw, dimension, int(np.prod(shape)), 2, 3, dtype, size)
-    inputs["x"] = inputs["x"].reshape(*shape, dimension * 2)
-    if not beta:
-        del inputs["beta"]
-    return {**inputs, "dy": draw.integers("dy", (*shape, dimension * 3), -size, size, dtype)}
-
-
-def _adjoint(draw: Draw, dimension: int) -> dict[str, Array]:
-    """dy is one basis element per token, with a second, larger one beside it, so that no result is zero."""
-    return {
-        "x": draw.integers("x", (dimension, dimension), 1, 9, "float32"),
-        "w": draw.integers("w", (dimension, 1, 1), 1, 9, "float32"),
-        "dy": np.eye(dimension, dtype=np.float32) + 32 * np.roll(np.eye(dimension, dtype=np.float32), 1, axis=1),
-    }
-
-
-def _many_tokens(draw: Draw, tokens: int) -> dict[str, Array | Paint]:
-    """Painted x and dy over tail rows of tokens."""
-    inputs: dict[str, Array | Paint] = {**layer(draw, 8, 1, 1, 2, "float32", 7)}
-    inputs["x"] = Paint("float32", (tokens, 8), 5, 1, 13, 6)
-    inputs["dy"] = Paint("float32", (tokens, 16), 7, 3, 11, 5)
-    return inputs
-
-
-def _gradient_exact() -> Group:
-    name = "cayley_dickson_linear.backward"
-    group = Group("cayley_dickson", "gradient-exact", "gradient", name, exact=True)
-    for dimension in DIMENSIONS:
-        for dtype in FLOATS:
-            group.add(f"d{dimension}-{dtype}", "integers: dx, dw and dbeta, every component",
-                      partial(_differentiated, dimension=dimension, dtype=dtype), flags=GRADIENT_FLAGS)  # fmt: skip
-        group.add(f"table-d{dimension}", "two basis elements of dy per token: the adjoint tables",
-                  partial(_adjoint, dimension=dimension), flags=GRADIENT_FLAGS)  # fmt: skip
-        _reaching_gradient(group, dimension)
-    for tokens in (1, 17, 65):
-        group.add(f"tokens-{tokens}", "dw and dbeta sum over all tokens", partial(_many_tokens, tokens=tokens),
-                  flags=[f.TAIL_ROWS, *GRADIENT_FLAGS])  # fmt: skip
-    group.add("no-beta", "without beta there is no dbeta", partial(_differentiated, dimension=4, beta=False),
-              flags=GRADIENT_FLAGS)  # fmt: skip
-    group.add("leading-axes", "two leading axes", partial(_differentiated, dimension=4, shape=(2, 3)),
-              flags=[f.LEADING_AXES, *GRADIENT_FLAGS])  # fmt: skip
-    return group
-
-
-def _reaching_gradient(group: Group, dimension: int) -> None:
-    """dx comes close to 2^24 grid units; x stays at 1, so that dw and dbeta have room."""
-    draw = group.draw(f"reach{dimension}")
-    outputs = 2
-    dy = draw.integers("dy", (2, dimension * outputs), -127, 127).astype(np.float64)
-    dy[:, 0] = 1.0
-    w = np.where(draw.codes("w", (dimension, outputs, 1)) < 0, -1.0, 1.0)
-    size = np.abs(dy).reshape(2, dimension, outputs).sum(1) @ np.abs(w).sum(0)
-    spare = np.floor(np.log2(2.0**24 / (size.max() * (dimension if dimension >= 4 else 1))))
-    # dbeta sums dy over components and tokens as well; its share of the range is kept free.
-    spare = min(spare, np.floor(np.log2(2.0**24 / _dbeta_size(dy, w, dimension))))
-    dy[:, 1:] *= 2.0**spare
-    x = np.zeros((2, dimension))
-    x[:, 0] = [1.0, 1.0]
     group.add(
-        f"reach-d{dimension}", "sums close to 2^24 units of the grid",
-        {"x": x.astype(np.float32), "w": w.astype(np.float32), "dy": dy.astype(np.float32)},
-        flags=[f.ACCUMULATOR, *GRADIENT_FLAGS],
-    )  # fmt: skip
-
-
-def _dbeta_size(dy: Array, w: Array, dimension: int) -> float:
-    return float(np.abs(dy).sum() * np.abs(w).sum(0).max() * (dimension if dimension >= 4 else 1)) / 2
-
-
-def _gradient_rounded() -> Group:
-    group = Group("cayley_dickson", "gradient-rounded", "gradient", "cayley_dickson_linear.backward")
-    for dimension in DIMENSIONS:
-        for dtype in FLOATS:
-            case = f"d{dimension}-{dtype}"
-            draw = group.draw(case)
-            inputs = _reals(draw, dimension, 3, 3, 2, dtype)
-            group.add(case, "reals", with_gradient(inputs, draw.reals("dy", (3, dimension * 2), dtype)),
-                      flags=GRADIENT_FLAGS)  # fmt: skip
-    nothing = _differentiated(group.draw("none"), 8, shape=(0,))
-    group.add("no-tokens", "the gradients of nothing are zeros", nothing, flags=[f.EMPTY_BATCH])
-    return group
-
-
-def _differentiated_bits(draw: Draw, dimension: int) -> dict[str, Array]:
-    inputs = exact_layer(draw, dimension, 2, 2, 2, "float32")
-    if dimension == 16:
-        # 256 products with the factor D: less room for each.
-        inputs["beta"][:] = 1.0
-        inputs["x"] = np.where(np.abs(inputs["x"]) * 8 == 127, inputs["x"], np.rint(inputs["x"])).astype(np.float32)
-    size = 2 if dimension == 16 else 5
-    return {**inputs, "dy": draw.integers("dy", (2, dimension * 2), -size, size, "float32")}
-
-
-def _gradient_bits_exact() -> Group:
-    name = "cayley_dickson_bit_linear.backward"
-    group = Group("cayley_dickson", "gradient-bit-exact", "gradient", name, exact=True)
-    for dimension in DIMENSIONS:
-        group.add(f"d{dimension}", "dw uses the rounded activations, dx the codes",
-                  partial(_differentiated_bits, dimension=dimension),
-                  flags=[f.STRAIGHT_THROUGH, *GRADIENT_FLAGS])  # fmt: skip
-    return group
-
-
-def _gradient_bits() -> Group:
-    group = Group("cayley_dickson", "gradient-bit-rounded", "gradient", "cayley_dickson_bit_linear.backward")
-    for dimension in DIMENSIONS:
-        # Past the clip dw is a zero of either sign.
-        inputs = _differentiated_bits(group.draw(f"clip{dimension}"), dimension)
-        group.add(f"d{dimension}-clip", "some weights are past the clip, some exactly at it", inputs,
-                  flags=[f.CLIP_BOUNDARY, f.STRAIGHT_THROUGH], ste_clip=1.25)  # fmt: skip
-    for dimension in DIMENSIONS:
-        for bits in (8, None):
-            case = f"d{dimension}-{bits or 'null'}"
-            draw = group.draw(case)
-            inputs = clear_layer(draw, dimension, 2, 3, 2)
-            group.add(case, "reals", with_gradient(inputs, draw.reals("dy", (2, dimension * 2))),
-                      flags=[f.STRAIGHT_THROUGH, *GRADIENT_FLAGS], activation_bits=bits, ste_clip=1.5)  # fmt: skip
-    for dtype in ("float64", "bfloat16", "float16"):
-        draw = group.draw(dtype)
-        inputs = clear_layer(draw, 8, 2, 2, 2, dtype)
-        group.add(dtype, "reals of another dtype", with_gradient(inputs, draw.reals("dy", (2, 16), dtype)),
-                  flags=[f.STRAIGHT_THROUGH, *GRADIENT_FLAGS])  # fmt: skip
+        "ties",
+        "activations that are ties",
+        {
+            "x": ties,
+            "codes": np.ones((8, 2, 1), np.int8),
+            "beta": listed([1.0, 3.0]),
+        },
+        flags=[f.TIES_AWAY],
+    )
     return group
 
 
@@ -563,8 +519,12 @@ def _invalid() -> Iterator[Group]:
         ("features", "x has another number of features than D K", {"x": filled((2, 11), 1.0)}, "ShapeError"),
         ("interleaved-scalar", "x without a feature axis", {"x": filled((), 1.0)}, "ShapeError"),
         ("dimension-3", "no algebra has dimension 3", {"w": filled((3, 2, 4), 1.0)}, "ShapeError"),
-        ("dimension-32", "no algebra here has dimension 32", {"x": filled((2, 32), 1.0), "w": filled((32, 2, 1), 1.0)},
-         "ShapeError"),
+        (
+            "dimension-32",
+            "no algebra here has dimension 32",
+            {"x": filled((2, 32), 1.0), "w": filled((32, 2, 1), 1.0)},
+            "ShapeError",
+        ),
         ("weight-matrix", "a weight without its component axis", {"w": filled((2, 12), 1.0)}, "ShapeError"),
         ("beta-scalar", "a beta that would broadcast", {"beta": filled((1,), 1.0)}, "ShapeError"),
         ("beta-components", "a beta per component and output", {"beta": filled((4, 2), 1.0)}, "ShapeError"),
@@ -574,13 +534,23 @@ def _invalid() -> Iterator[Group]:
         ("code-2", "an int8 weight that is no ternary code", {"w": filled((4, 2, 3), 2, "int8")}, "ParameterError"),
         ("packed-code-3", "a packed code 3", {"w": filled((4, 2, 1), 0b01010111, "uint8")}, "FormatError"),
         ("packed-padding", "a packed padding code 2", {"w": filled((4, 2, 1), 0b10010101, "uint8")}, "FormatError"),
-        ("packed-short", "packed rows of the wrong length", {"w": filled((4, 2, 2), 0b01010101, "uint8")}, "ShapeError"),
-    ]  # fmt: skip
+        (
+            "packed-short",
+            "packed rows of the wrong length",
+            {"w": filled((4, 2, 2), 0b01010101, "uint8")},
+            "ShapeError",
+        ),
+    ]
     for case, comment, change, error in wrong:
         group.add(case, comment, {**good, **change}, error=error, flags=[f.BROADCAST] if "beta" in case else [])
     scaled = {"x": filled((2, 12), 1, "int8"), "w": filled((4, 2, 3), 1, "int8")}
-    group.add("scale-shape", "one scale per token, [..., 1]", {**scaled, "x_scale": filled((2,), 1.0)}, error="ShapeError",
-              flags=[f.BROADCAST])  # fmt: skip
+    group.add(
+        "scale-shape",
+        "one scale per token, [..., 1]",
+        {**scaled, "x_scale": filled((2,), 1.0)},
+        error="ShapeError",
+        flags=[f.BROADCAST],
+    )
     yield group
     bits = Group("cayley_dickson", "invalid-bit-linear", "invalid", "cayley_dickson_bit_linear")
     bits.add("activation-bits", "8 or null", good, error="ParameterError", activation_bits=4)
@@ -597,11 +567,17 @@ def _invalid() -> Iterator[Group]:
         x = good["x"].copy()
         x[1, 3] = value
         strict.add(case, "strict arithmetic needs finite rows", {**sound, "x": x}, error="NonFiniteError")
-    strict.add("x-float64", "strict arithmetic is float32", {**sound, "x": good["x"].astype(np.float64)},
-               error="DTypeError")  # fmt: skip
+    strict.add(
+        "x-float64", "strict arithmetic is float32", {**sound, "x": good["x"].astype(np.float64)}, error="DTypeError"
+    )
     strict.add("codes-float", "codes are int8", {**sound, "codes": good["w"]}, error="DTypeError")
     strict.add("code-2", "no ternary code", {**sound, "codes": filled((4, 2, 3), 2, "int8")}, error="ParameterError")
     strict.add("features", "x does not fit", {**sound, "x": filled((2, 8), 1.0)}, error="ShapeError")
-    strict.add("beta", "a beta that would broadcast", {**sound, "beta": filled((1,), 1.0)}, error="ShapeError",
-               flags=[f.BROADCAST])  # fmt: skip
+    strict.add(
+        "beta",
+        "a beta that would broadcast",
+        {**sound, "beta": filled((1,), 1.0)},
+        error="ShapeError",
+        flags=[f.BROADCAST],
+    )
     yield strict

@@ -129,6 +129,7 @@ def attended(script: list[list[Any]], capacity: int, inputs: Mapping[str, Array]
     parts = nest({name: array.astype(np.float64) for name, array in inputs.items()})
     first = inputs[f"k.{script[0][1]}"]
     cache = _Witness(first.shape[0], capacity, *first.shape[2:])
-    cache.seen = seen = []
+    seen: list[dict[str, Array]] = []
+    cache.seen = seen
     run_script(cache, parts["k"], parts["v"], parts.get("q"), script)
     return dict(zip((str(step[1]) for step in script if step[0] == "attend"), seen, strict=True))

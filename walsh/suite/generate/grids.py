@@ -61,7 +61,7 @@ GRIDS: dict[str, dict[str, str]] = {
 """Inputs whose units multiply to the unit of an output; absent ones count 1. Integer codes have unit 1."""
 
 
-def _norms(call: str, output: str, inputs: Mapping[str, Array], params: Mapping[str, Any]) -> float:
+def _norms(call: str, inputs: Mapping[str, Array], params: Mapping[str, Any]) -> float:
     """The powers of 1/sqrt(n) that the magnitude of a Hadamard call holds, and the scale of a hash embedding."""
     if call.startswith("hash_embedding"):
         return abs(float(params.get("scale", 1.0)))
@@ -70,32 +70,40 @@ def _norms(call: str, output: str, inputs: Mapping[str, Array], params: Mapping[
     mixer = call.startswith("head_mixer") and params.get("algebra") == "hadamard"
     if call.startswith(("hadamard_linear", "hadamard_bit_linear")) or mixer:
         # Every sum passes both transforms.
-        return 1 / inputs["w"].shape[0]
+        return 1 / int(inputs["w"].shape[0])
     return 1.0
 
 
-def reach(call: str, params: Mapping[str, Any], inputs: Mapping[str, Array]) -> dict[str, float]:
-    """Largest possible partial sum of every output, in grid units; empty for calls that are no sums of products."""
-    if call not in GRIDS:
-        return {}
+def grids(call: str, params: Mapping[str, Any], inputs: Mapping[str, Array]) -> dict[str, float]:
+    """Grid unit of every head of an output; empty for calls that are no sums of products."""
     units: dict[str, float] = {}
     for name, array in inputs.items():
         head = name.partition(".")[0]
         values = unpacked(array, 4 * array.shape[-1]) if array.dtype == np.uint8 and head == "w" else array
         units[head] = min(units.get(head, math.inf), unit(values))
     result = {}
-    for output, (magnitude, _) in BOUNDS[call](inputs, params).items():
-        grid = math.prod(units.get(name, 1.0) for name in GRIDS[call][output.partition(".")[0]].split())
-        grid *= _norms(call, output, inputs, params)
-        if "x_scale" in inputs:
-            grid /= float(np.max(inputs["x_scale"]))
-        result[output] = float(magnitude.max(initial=0.0)) / grid * _fast(call, params, inputs)
+    for output, names in GRIDS.get(call, {}).items():
+        grid = math.prod(units.get(name, 1.0) for name in names.split()) * _norms(call, inputs, params)
+        result[output] = grid / float(np.max(inputs["x_scale"])) if "x_scale" in inputs else grid
     return result
+
+
+def reach(call: str, params: Mapping[str, Any], inputs: Mapping[str, Array]) -> dict[str, float]:
+    """Largest possible partial sum of every output, in grid units; empty for calls that are no sums of products."""
+    if call not in GRIDS:
+        return {}
+    grid, fast = grids(call, params, inputs), _fast(call, params, inputs)
+    bounds = BOUNDS[call](inputs, params)
+    return {
+        name: float(size.max(initial=0.0)) / grid[name.partition(".")[0]] * fast for name, (size, _) in bounds.items()
+    }
 
 
 def _fast(call: str, params: Mapping[str, Any], inputs: Mapping[str, Array]) -> int:
     """What the output transform of a fast product multiplies magnitudes by."""
-    signed = call.startswith("cayley_dickson") or (call.startswith("head_mixer") and params.get("algebra") != "hadamard")
+    signed = call.startswith("cayley_dickson") or (
+        call.startswith("head_mixer") and params.get("algebra") != "hadamard"
+    )
     dimension = int(inputs["w"].shape[0]) if signed else 1
     return dimension if dimension >= FAST_FROM else 1
 
@@ -115,7 +123,9 @@ def ambiguous_zeros(
     """
     if call not in GRIDS or call in ("embedding.backward", "hash_embedding.backward"):
         return False
-    signed = call.startswith("cayley_dickson") or (call.startswith("head_mixer") and params.get("algebra") != "hadamard")
+    signed = call.startswith("cayley_dickson") or (
+        call.startswith("head_mixer") and params.get("algebra") != "hadamard"
+    )
     bounds = BOUNDS[call](inputs, params)
     for name, value in results.items():
         if is_float(value.dtype) and name in bounds:
@@ -143,3 +153,7 @@ def check_exact(
     for name, units in reach(call, params, inputs).items():
         if name in floating and units > limit:
             raise VectorError(f"{where}: {name} may reach {units:g} grid units, at most {limit:g} are exact")
+    for name, grid in grids(call, params, inputs).items():
+        for output in floating:
+            if output.partition(".")[0] == name and (np.rint(results[output] / grid) * grid != results[output]).any():
+                raise VectorError(f"{where}: {output} is not on its grid of {grid:g}; a step before it rounds")

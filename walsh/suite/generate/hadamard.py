@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,14 +23,12 @@ def groups() -> Iterator[Group]:
     yield _transform_exact()
     yield _transform_rounded()
     yield _transform_strict()
-    yield _transform_gradient()
     yield _linear_exact()
     yield _linear_rounded()
     yield _bits_exact()
     yield _bits_rounded()
     yield _choice()
     yield _linear_strict()
-    yield from _gradients()
     yield from _invalid()
 
 
@@ -43,20 +40,30 @@ def _transform_exact() -> Group:
     basis = np.eye(8, dtype=np.float32)
     group.add("basis-8", "unit vectors: the rows of H in natural order", {"x": basis}, flags=[f.NATURAL_ORDER, f.SMOKE])
     for dtype in ("int8", "int32"):
-        x = group.draw(dtype).integers("x", (3, 16), -128, 127, dtype)
-        group.add(dtype, "integers stay integers: int32", {"x": x})
+        integers = group.draw(dtype).integers("x", (3, 16), -128, 127, dtype)
+        group.add(dtype, "integers stay integers: int32", {"x": integers})
     big = group.draw("big").integers("x", (1, 8), -(2**27), 2**27, "int32")
     group.add("int32-large", "integers past 2^24: float32 would lose bits", {"x": big | 1}, flags=[f.ACCUMULATOR])
     for n, shift in ((4, 0), (16, -2), (64, 3), (256, 0), (1024, -4)):
         x = Paint("float32", (2, n), 37, 5, 199, 99, shift)
-        group.add(f"normalised-{n}", "n is a power of four: 1 / sqrt(n) is exact", {"x": x}, flags=[f.NORMALISATION],
-                  normalize=True)  # fmt: skip
+        group.add(
+            f"normalised-{n}",
+            "n is a power of four: 1 / sqrt(n) is exact",
+            {"x": x},
+            flags=[f.NORMALISATION],
+            normalize=True,
+        )
     for dtype in FLOATS:
         _reaching(group, dtype)
-        x = group.draw(dtype).integers("x", (3, 16), -50, 50, dtype)
-        group.add(f"{dtype}-16", "every dtype", {"x": x}, flags=[f.NORMALISATION], normalize=True)
+        small = group.draw(dtype).integers("x", (3, 16), -50, 50, dtype)
+        group.add(f"{dtype}-16", "every dtype", {"x": small}, flags=[f.NORMALISATION], normalize=True)
     draw = group.draw("shapes")
-    for shape, mark in (((8,), f.LEADING_AXES), ((2, 3, 4), f.LEADING_AXES), ((0, 4), f.EMPTY_BATCH), ((2, 0, 16), f.EMPTY_BATCH)):
+    for shape, mark in (
+        ((8,), f.LEADING_AXES),
+        ((2, 3, 4), f.LEADING_AXES),
+        ((0, 4), f.EMPTY_BATCH),
+        ((2, 0, 16), f.EMPTY_BATCH),
+    ):
         name = "x".join(map(str, shape))
         group.add(f"shape-{name}", "leading axes", {"x": draw.integers(name, shape, -9, 9, "float32")}, flags=[mark])
     for rows in (5, 17, 33, 65, 130):
@@ -81,8 +88,12 @@ def _reaching(group: Group, dtype: str) -> None:
         factor = 2.0 ** np.floor(np.log2(limit * 2.0**-9 / np.abs(x).sum(axis=-1).max()))
     x[:, [1, 2, 4, 5, 6, 7]] *= factor
     x[:, 4:] *= -1.0
-    group.add(f"reach-{dtype}", "sums close to what the accumulator holds exactly", {"x": x.astype(DTYPES[dtype])},
-              flags=[f.ACCUMULATOR])  # fmt: skip
+    group.add(
+        f"reach-{dtype}",
+        "sums close to what the accumulator holds exactly",
+        {"x": x.astype(DTYPES[dtype])},
+        flags=[f.ACCUMULATOR],
+    )
 
 
 def _transform_rounded() -> Group:
@@ -90,8 +101,12 @@ def _transform_rounded() -> Group:
     for dtype in FLOATS:
         for n in (1, 2, 8, 32):
             name = f"{dtype}-{n}"
-            group.add(name, "1 / sqrt(n) rounds unless n is a power of four",
-                      {"x": group.draw(name).reals("x", (2, n), dtype)}, flags=[f.NORMALISATION])  # fmt: skip
+            group.add(
+                name,
+                "1 / sqrt(n) rounds unless n is a power of four",
+                {"x": group.draw(name).reals("x", (2, n), dtype)},
+                flags=[f.NORMALISATION],
+            )
     for n in (64, 128, 512, 1024):
         group.add(f"large-{n}", "long transforms of reals", {"x": group.draw(f"l{n}").reals("x", (1, n))})
     draw = group.draw("unlike")
@@ -111,34 +126,34 @@ def _transform_strict() -> Group:
         x = group.draw(f"n{n}").reals("x", (2, n)) * np.float32(1.3)
         if n > 128:
             x = Paint("float32", (2, n), 7919, 31, 10007, 5003, -9).array()
-            group.add(f"n{n}", "strides 1, 2, 4, ... and one product", {"x": Paint("float32", (2, n), 7919, 31, 10007, 5003, -9)},
-                      flags=[f.SUM_ORDER])  # fmt: skip
+            group.add(
+                f"n{n}",
+                "strides 1, 2, 4, ... and one product",
+                {"x": Paint("float32", (2, n), 7919, 31, 10007, 5003, -9)},
+                flags=[f.SUM_ORDER],
+            )
         else:
             group.add(f"n{n}", "strides 1, 2, 4, ... and one product", {"x": x}, flags=[f.SUM_ORDER])
     wide = group.draw("wide").reals("x", (3, 16), "float32", -30, 30)
-    group.add("wide", "magnitudes 2^60 apart: any other order of additions shows", {"x": wide},
-              flags=[f.SUM_ORDER, f.FUSED_MULTIPLY_ADD])  # fmt: skip
-    group.add("zeros", "signs of zero follow from the butterflies", {"x": listed([[0.0, -0.0, -0.0, 0.0]])},
-              flags=[f.NEGATIVE_ZERO])  # fmt: skip
+    group.add(
+        "wide",
+        "magnitudes 2^60 apart: any other order of additions shows",
+        {"x": wide},
+        flags=[f.SUM_ORDER, f.FUSED_MULTIPLY_ADD],
+    )
+    group.add(
+        "zeros",
+        "signs of zero follow from the butterflies",
+        {"x": listed([[0.0, -0.0, -0.0, 0.0]])},
+        flags=[f.NEGATIVE_ZERO],
+    )
     group.add("no-rows", "no rows", {"x": filled((0, 8), 0.0)}, flags=[f.EMPTY_BATCH])
     return group
 
 
-def _transform_gradient() -> Group:
-    group = Group("hadamard", "gradient-transform", "gradient", "hadamard_transform.backward", exact=True)
-    for n in (1, 4, 16):
-        draw = group.draw(f"n{n}")
-        group.add(f"normalised-{n}", "its own transpose",
-                  {"x": draw.reals("x", (2, n)), "dy": draw.integers("dy", (2, n), -99, 99, "float32")})  # fmt: skip
-    for dtype in FLOATS:
-        draw = group.draw(dtype)
-        group.add(f"plain-{dtype}", "not normalised, n = 8",
-                  {"x": draw.reals("x", (3, 8), dtype), "dy": draw.integers("dy", (3, 8), -15, 15, dtype)},
-                  normalize=False)  # fmt: skip
-    return group
-
-
-def layer(draw: Draw, n: int, tokens: int, inner: int, outputs: int, dtype: str = "float32", size: int = 9) -> dict[str, Array]:
+def layer(
+    draw: Draw, n: int, tokens: int, inner: int, outputs: int, dtype: str = "float32", size: int = 9
+) -> dict[str, Array]:
     """Inputs of hadamard_linear in small integers, alpha and beta powers of two."""
     return {
         "x": draw.integers("x", (tokens, n * inner), -size, size, dtype),
@@ -148,7 +163,8 @@ def layer(draw: Draw, n: int, tokens: int, inner: int, outputs: int, dtype: str 
     }
 
 
-def _without(inputs: dict[str, Array], *names: str) -> dict[str, Array]:
+def without(inputs: dict[str, Array], *names: str) -> dict[str, Array]:
+    """The inputs but these."""
     return {name: array for name, array in inputs.items() if name not in names}
 
 
@@ -157,14 +173,22 @@ def _linear_exact() -> Group:
     for n in SQUARES:
         for dtype in FLOATS:
             name = f"n{n}-{dtype}"
-            group.add(name, "integers; 1 / sqrt(n) is a power of two", layer(group.draw(name), n, 3, 3, 2, dtype),
-                      flags=[f.NORMALISATION, f.COMPONENT_LAYOUT, *([f.SMOKE] if name == "n4-float32" else [])])  # fmt: skip
+            group.add(
+                name,
+                "integers; 1 / sqrt(n) is a power of two",
+                layer(group.draw(name), n, 3, 3, 2, dtype),
+                flags=[f.NORMALISATION, f.COMPONENT_LAYOUT, *([f.SMOKE] if name == "n4-float32" else [])],
+            )
     for dtype in FLOATS:
         _reaching_layer(group, dtype)
     for absent in (("alpha",), ("beta",), ("alpha", "beta")):
         name = "-".join(("without", *absent))
-        group.add(name, "absent scales count 1", _without(layer(group.draw(name), 4, 2, 3, 3), *absent),
-                  flags=[f.SCALE_MISSING])  # fmt: skip
+        group.add(
+            name,
+            "absent scales count 1",
+            without(layer(group.draw(name), 4, 2, 3, 3), *absent),
+            flags=[f.SCALE_MISSING],
+        )
     for kind in ("int8", "packed"):
         for inner in (3, 5, 8):
             name = f"{kind}-k{inner}"
@@ -198,7 +222,9 @@ def _reaching_layer(group: Group, dtype: str) -> None:
     wide = dtype == "float64"
     n, inner = 4, 2
     draw = group.draw(f"reach-{dtype}")
-    x = draw.integers("x", (2, n * inner), 65, 127).astype(np.float64) * np.where(draw.codes("s", (2, n * inner)) < 0, -1, 1)
+    x = draw.integers("x", (2, n * inner), 65, 127).astype(np.float64) * np.where(
+        draw.codes("s", (2, n * inner)) < 0, -1, 1
+    )
     w = np.where(draw.codes("w", (n, 2, inner)) < 0, -1.0, 1.0)
     fine = 2.0**-20 if wide else (2.0**-7 if dtype == "float16" else 1.0)
     x[:, 0] = fine
@@ -206,12 +232,16 @@ def _reaching_layer(group: Group, dtype: str) -> None:
     size = np.abs(x).sum(axis=-1).max() * n
     factor = 2.0 ** np.floor(np.log2((2.0**53 if wide else 2.0**24) * fine / size))
     x[:, 1:] *= factor
-    group.add(f"reach-{dtype}", "sums close to what the accumulator holds exactly",
-              {"x": x.astype(DTYPES[dtype]), "w": w.astype(DTYPES[dtype])},
-              flags=[f.FLOAT32_INSIDE if wide else f.ACCUMULATOR])  # fmt: skip
+    group.add(
+        f"reach-{dtype}",
+        "sums close to what the accumulator holds exactly",
+        {"x": x.astype(DTYPES[dtype]), "w": w.astype(DTYPES[dtype])},
+        flags=[f.FLOAT32_INSIDE if wide else f.ACCUMULATOR],
+    )
 
 
-def _reals(draw: Draw, n: int, tokens: int, inner: int, outputs: int, dtype: str = "float32") -> dict[str, Array]:
+def reals(draw: Draw, n: int, tokens: int, inner: int, outputs: int, dtype: str = "float32") -> dict[str, Array]:
+    """x, w, alpha and beta in reals of uneven magnitude."""
     return {
         "x": draw.reals("x", (tokens, n * inner), dtype),
         "w": draw.reals("w", (n, outputs, inner), dtype),
@@ -225,21 +255,25 @@ def _linear_rounded() -> Group:
     for n in (1, 2, 4, 8, 32):
         for dtype in FLOATS:
             name = f"n{n}-{dtype}"
-            group.add(name, "reals", _reals(group.draw(name), n, 1, 3, 2, dtype), flags=[f.NORMALISATION])
+            group.add(name, "reals", reals(group.draw(name), n, 1, 3, 2, dtype), flags=[f.NORMALISATION])
     for tokens, inner, outputs in ((17, 2, 1), (3, 33, 3), (2, 3, 17)):
         name = f"{tokens}x{inner}x{outputs}"
-        group.add(name, "sizes past a tile", _reals(group.draw(name), 8, tokens, inner, outputs),
-                  flags=[f.TAIL_ROWS, f.TAIL_COLUMNS])  # fmt: skip
-    zero = _reals(group.draw("zero"), 4, 3, 2, 2)
+        group.add(
+            name,
+            "sizes past a tile",
+            reals(group.draw(name), 8, tokens, inner, outputs),
+            flags=[f.TAIL_ROWS, f.TAIL_COLUMNS],
+        )
+    zero = reals(group.draw("zero"), 4, 3, 2, 2)
     zero["x"][1] = 0
     group.add("zero-row", "a token of zeros among others", zero)
-    unlike = _reals(group.draw("unlike"), 4, 4, 2, 2)
+    unlike = reals(group.draw("unlike"), 4, 4, 2, 2)
     unlike["x"] = np.ldexp(unlike["x"], [[-20], [-3], [0], [20]]).astype(np.float32)
     group.add("unlike-rows", "tokens of unlike magnitude", unlike, flags=[f.UNLIKE_ROWS])
-    outlier = _reals(group.draw("outlier"), 8, 2, 2, 2)
+    outlier = reals(group.draw("outlier"), 8, 2, 2, 2)
     outlier["x"][0, 3] = 1e6
     group.add("outlier", "an outlier spreads over all blocks of its token", outlier, flags=[f.OUTLIER])
-    packed = _reals(group.draw("packed"), 32, 2, 2, 2)
+    packed = reals(group.draw("packed"), 32, 2, 2, 2)
     packed["w"] = reference.pack_ternary(group.draw("packed").codes("q", (32, 2, 2)))
     group.add("packed-n32", "packed codes at the size of the published models", packed, flags=[f.PACKED_ORDER])
     return group
@@ -248,7 +282,7 @@ def _linear_rounded() -> Group:
 def exact_layer(draw: Draw, n: int, tokens: int, inner: int, outputs: int, dtype: str) -> dict[str, Array]:
     """Inputs of hadamard_bit_linear whose quantisers are exact.
 
-    v is made first, as codes with a largest of 127, and x = H v / sqrt(n): as H is its own inverse the layer finds v again.
+    v is made first, as codes with a largest of 127, and x = H v / sqrt(n): H is its own inverse, so v comes back.
     """
     v = draw.integers("v", (tokens, n * inner), -30, 30).astype(np.float64)
     v[:, 0] = 127.0
@@ -269,18 +303,34 @@ def _bits_exact() -> Group:
     for n in SQUARES:
         for dtype in ("float32", "float64"):
             name = f"n{n}-{dtype}"
-            group.add(name, "the transformed activations are codes with a scale of 1",
-                      exact_layer(group.draw(name), n, 2, 3, 2, dtype))  # fmt: skip
+            group.add(
+                name,
+                "the transformed activations are codes with a scale of 1",
+                exact_layer(group.draw(name), n, 2, 3, 2, dtype),
+            )
     for bits in (8, None):
         name = f"activation-bits-{bits or 'null'}"
-        group.add(name, "int8 activations, or none", exact_layer(group.draw(name), 4, 3, 3, 2, "float32"),
-                  activation_bits=bits, rule="round")  # fmt: skip
+        group.add(
+            name,
+            "int8 activations, or none",
+            exact_layer(group.draw(name), 4, 3, 3, 2, "float32"),
+            activation_bits=bits,
+            rule="round",
+        )
     draw = group.draw("codes")
     inputs = exact_layer(draw, 4, 2, 5, 3, "float32")
     q = draw.codes("q", (4, 3, 5))
     group.add("int8-weight", "integer weights are used as they are", {**inputs, "w": q})
-    group.add("packed-weight", "packed weights likewise", {**_without(inputs, "alpha", "beta"), "x": inputs["alpha"].ravel() * inputs["x"], "w": reference.pack_ternary(q)},
-              flags=[f.PACKED_ORDER, f.SCALE_MISSING])  # fmt: skip
+    group.add(
+        "packed-weight",
+        "packed weights likewise",
+        {
+            **without(inputs, "alpha", "beta"),
+            "x": inputs["alpha"].ravel() * inputs["x"],
+            "w": reference.pack_ternary(q),
+        },
+        flags=[f.PACKED_ORDER, f.SCALE_MISSING],
+    )
     group.add("no-tokens", "no rows", {**inputs, "x": inputs["x"][:0]}, flags=[f.EMPTY_BATCH])
     return group
 
@@ -309,19 +359,31 @@ def _bits_rounded() -> Group:
             name = f"n{n}-{dtype}"
             group.add(name, "reals clear of both quantisers' ties", clear_layer(group.draw(name), n, 2, 2, 2, dtype))
     for n in (2, 8):
-        group.add(f"n{n}-null", "activations left alone", clear_layer(group.draw(f"null{n}"), n, 2, 3, 2),
-                  activation_bits=None)  # fmt: skip
+        group.add(
+            f"n{n}-null",
+            "activations left alone",
+            clear_layer(group.draw(f"null{n}"), n, 2, 3, 2),
+            activation_bits=None,
+        )
     zero = clear_layer(group.draw("zero"), 4, 3, 2, 2)
     zero["x"][1] = 0
     group.add("zero-row", "a token of zeros", zero, flags=[f.EPSILON])
     unlike = clear_layer(group.draw("unlike"), 4, 4, 2, 2)
     unlike["x"] = np.ldexp(unlike["x"], [[-9], [0], [5], [12]]).astype(np.float32)
-    group.add("unlike-rows", "tokens of unlike magnitude have scales of their own", unlike,
-              flags=[f.TOKEN_SCALE, f.UNLIKE_ROWS])  # fmt: skip
+    group.add(
+        "unlike-rows",
+        "tokens of unlike magnitude have scales of their own",
+        unlike,
+        flags=[f.TOKEN_SCALE, f.UNLIKE_ROWS],
+    )
     group.add("tokens-17", "tail rows", clear_layer(group.draw("t17"), 4, 17, 1, 2), flags=[f.TAIL_ROWS])
     spread = clear_layer(group.draw("spread"), 4, 1, 2, 2)
-    group.add("before-transform", "the quantiser stands after the transform: an outlier in x is spread first", spread,
-              flags=[ROUND_AFTER])  # fmt: skip
+    group.add(
+        "before-transform",
+        "the quantiser stands after the transform: an outlier in x is spread first",
+        spread,
+        flags=[ROUND_AFTER],
+    )
     return group
 
 
@@ -340,8 +402,13 @@ def _choice() -> Group:
     w = np.zeros((4, 1, 2), dtype=np.int8)
     w[0, 0, 1] = 1
     away = filled((1, 4), 1.5)
-    group.add("activation-tie", "2.5 rounds to the even 2; away from zero gives 3", {"x": x, "w": w},
-              flags=[f.TIES_AWAY, ROUND_AFTER], choices={"y": [away]})  # fmt: skip
+    group.add(
+        "activation-tie",
+        "2.5 rounds to the even 2; away from zero gives 3",
+        {"x": x, "w": w},
+        flags=[f.TIES_AWAY, ROUND_AFTER],
+        choices={"y": [away]},
+    )
     return group
 
 
@@ -352,7 +419,8 @@ def _linear_strict() -> Group:
             name = f"n{n}-{tokens}"
             draw = group.draw(name)
             group.add(
-                name, "reals: alpha, transform, quantiser, integers, three products",
+                name,
+                "reals: alpha, transform, quantiser, integers, three products",
                 {
                     "x": draw.reals("x", (tokens, n * 2)) * np.float32(1.3),
                     "codes": draw.codes("w", (n, 3, 2)),
@@ -360,93 +428,33 @@ def _linear_strict() -> Group:
                     "beta": draw.positive("beta", (n, 3)) * np.float32(0.7),
                 },
                 flags=[f.SUM_ORDER, ROUND_AFTER],
-            )  # fmt: skip
+            )
     draw = group.draw("zero")
     x = draw.reals("x", (3, 8))
     x[1] = 0
-    group.add("zero-row", "a token of zeros between two others", {
-        "x": x, "codes": draw.codes("w", (4, 3, 2)), "alpha": draw.positive("a", (4, 2)), "beta": draw.positive("b", (4, 3)),
-    }, flags=[f.EPSILON])  # fmt: skip
-    group.add("no-tokens", "no rows", {
-        "x": x[:0], "codes": draw.codes("w", (4, 3, 2)), "alpha": draw.positive("a", (4, 2)), "beta": draw.positive("b", (4, 3)),
-    }, flags=[f.EMPTY_BATCH])  # fmt: skip
+    group.add(
+        "zero-row",
+        "a token of zeros between two others",
+        {
+            "x": x,
+            "codes": draw.codes("w", (4, 3, 2)),
+            "alpha": draw.positive("a", (4, 2)),
+            "beta": draw.positive("b", (4, 3)),
+        },
+        flags=[f.EPSILON],
+    )
+    group.add(
+        "no-tokens",
+        "no rows",
+        {
+            "x": x[:0],
+            "codes": draw.codes("w", (4, 3, 2)),
+            "alpha": draw.positive("a", (4, 2)),
+            "beta": draw.positive("b", (4, 3)),
+        },
+        flags=[f.EMPTY_BATCH],
+    )
     return group
-
-
-def _differentiated(
-    draw: Draw, n: int = 4, dtype: str = "float32", absent: tuple[str, ...] = (), tokens: int = 3
-) -> dict[str, Array]:
-    """A layer in integers, K = 2 and N = 2, and the gradient of its result."""
-    size = 3 if n == 16 else 9
-    inputs = _without(layer(draw, n, tokens, 2, 2, dtype, size), *absent)
-    return {**inputs, "dy": draw.integers("dy", (tokens, n * 2), -size, size, dtype)}
-
-
-def _many_tokens(draw: Draw, tokens: int) -> dict[str, Array | Paint]:
-    """Painted x and dy over tail rows of tokens."""
-    inputs: dict[str, Array | Paint] = {**layer(draw, 4, 1, 2, 2)}
-    inputs["x"] = Paint("float32", (tokens, 8), 5, 1, 29, 14)
-    inputs["dy"] = Paint("float32", (tokens, 8), 7, 3, 23, 11)
-    return inputs
-
-
-def _reaching_gradient(draw: Draw) -> dict[str, Array]:
-    """One fine element of dy among large ones; x and w are +-1."""
-    dy = draw.integers("dy", (1, 8), 65, 127).astype(np.float64)
-    dy[0, 1:] *= 2.0 ** np.floor(np.log2(2.0**24 / (dy.sum() * 4 * 8)))
-    dy[0, 0] = 1.0
-    signs = {name: np.where(draw.codes(name, shape) < 0, -1.0, 1.0) for name, shape in (("x", (1, 8)), ("w", (4, 2, 2)))}
-    return {"x": signs["x"].astype(np.float32), "w": signs["w"].astype(np.float32), "dy": dy.astype(np.float32)}
-
-
-def _differentiated_bits(draw: Draw, n: int) -> dict[str, Array]:
-    inputs = exact_layer(draw, n, 2, 2, 2, "float32")
-    return {**inputs, "dy": draw.integers("dy", (2, n * 2), -3, 3, "float32") + np.float32(0.5)}
-
-
-def _gradients() -> Iterator[Group]:
-    exact = Group("hadamard", "gradient-exact", "gradient", "hadamard_linear.backward", exact=True)
-    marks = [f.GRAD_COMPONENT, f.NORMALISATION]
-    for n in SQUARES:
-        for dtype in FLOATS:
-            exact.add(f"n{n}-{dtype}", "integers: dx, dw, dalpha and dbeta of every block",
-                      partial(_differentiated, n=n, dtype=dtype), flags=marks)  # fmt: skip
-    for absent in (("alpha",), ("beta",), ("alpha", "beta")):
-        exact.add("-".join(("without", *absent)), "absent scales have no gradient",
-                  partial(_differentiated, absent=absent), flags=[f.SCALE_MISSING])  # fmt: skip
-    for tokens in (1, 17, 65):
-        exact.add(f"tokens-{tokens}", "dw, dalpha and dbeta sum over all tokens", partial(_many_tokens, tokens=tokens),
-                  flags=[f.TAIL_ROWS])  # fmt: skip
-    exact.add("reach", "sums close to 2^24 units of the grid", _reaching_gradient, flags=[f.ACCUMULATOR])
-    yield exact
-    rounded = Group("hadamard", "gradient-rounded", "gradient", "hadamard_linear.backward")
-    for n in (2, 8, 32):
-        for dtype in FLOATS:
-            case = f"n{n}-{dtype}"
-            draw = rounded.draw(case)
-            inputs = _reals(draw, n, 2, 2, 1, dtype)
-            rounded.add(case, "reals", {**inputs, "dy": draw.reals("dy", (2, n), dtype)}, flags=[f.GRAD_COMPONENT])
-    rounded.add("no-tokens", "the gradients of nothing are zeros", _differentiated(rounded.draw("none"), tokens=0),
-                flags=[f.EMPTY_BATCH])  # fmt: skip
-    yield rounded
-    bits = Group("hadamard", "gradient-bit-exact", "gradient", "hadamard_bit_linear.backward", exact=True)
-    for n in SQUARES:
-        bits.add(f"n{n}", "dw uses the rounded activations", partial(_differentiated_bits, n=n), flags=[f.STRAIGHT_THROUGH])
-    yield bits
-    reals = Group("hadamard", "gradient-bit-rounded", "gradient", "hadamard_bit_linear.backward")
-    for n in SQUARES:
-        # Past the clip dw is a zero of either sign.
-        reals.add(f"n{n}-clip", "some weights past the clip, some exactly at it",
-                  _differentiated_bits(reals.draw(f"clip{n}"), n), ste_clip=1.25,
-                  flags=[f.STRAIGHT_THROUGH, f.CLIP_BOUNDARY])  # fmt: skip
-    for n in (2, 4, 8, 32):
-        for setting in (8, None):
-            case = f"n{n}-{setting or 'null'}"
-            draw = reals.draw(case)
-            inputs = clear_layer(draw, n, 2, 2, 1)
-            reals.add(case, "reals", {**inputs, "dy": draw.reals("dy", (2, n))}, activation_bits=setting, ste_clip=1.5,
-                      flags=[f.STRAIGHT_THROUGH])  # fmt: skip
-    yield reals
 
 
 def _invalid() -> Iterator[Group]:
@@ -454,24 +462,42 @@ def _invalid() -> Iterator[Group]:
     for n in (3, 6, 12, 0):
         transform.add(f"n{n}", "not a power of two", {"x": filled((2, n), 1.0)}, error="ShapeError")
     transform.add("scalar", "no axis to transform", {"x": filled((), 1.0)}, error="ShapeError")
-    transform.add("integer-normalised", "integers are not normalised", {"x": filled((1, 4), 1, "int32")}, normalize=True,
-                  error="ParameterError")  # fmt: skip
+    transform.add(
+        "integer-normalised",
+        "integers are not normalised",
+        {"x": filled((1, 4), 1, "int32")},
+        normalize=True,
+        error="ParameterError",
+    )
     yield transform
     group = Group("hadamard", "invalid-linear", "invalid", "hadamard_linear")
     good = layer(group.draw("good"), 4, 2, 3, 2)
     wrong: list[tuple[str, str, dict[str, Array], str]] = [
         ("features", "x has another number of features than n K", {"x": filled((2, 11), 1.0)}, "ShapeError"),
-        ("size-3", "three blocks are no power of two",
-         {"x": filled((2, 9), 1.0), "w": filled((3, 2, 3), 1.0), "alpha": filled((3, 3), 1.0), "beta": filled((3, 2), 1.0)},
-         "ShapeError"),
+        (
+            "size-3",
+            "three blocks are no power of two",
+            {
+                "x": filled((2, 9), 1.0),
+                "w": filled((3, 2, 3), 1.0),
+                "alpha": filled((3, 3), 1.0),
+                "beta": filled((3, 2), 1.0),
+            },
+            "ShapeError",
+        ),
         ("weight-matrix", "a weight without its block axis", {"w": filled((2, 12), 1.0)}, "ShapeError"),
         ("alpha-flat", "alpha is [n, K]", {"alpha": filled((12,), 1.0)}, "ShapeError"),
         ("beta-shared", "beta is [n, N], not shared by the blocks", {"beta": filled((2,), 1.0)}, "ShapeError"),
         ("beta-row", "a beta that would broadcast", {"beta": filled((1, 2), 1.0)}, "ShapeError"),
         ("w-int32", "integer weights are int8 or packed", {"w": filled((4, 2, 3), 1, "int32")}, "DTypeError"),
-        ("code-minus-2", "an int8 weight that is no ternary code", {"w": filled((4, 2, 3), -2, "int8")}, "ParameterError"),
+        (
+            "code-minus-2",
+            "an int8 weight that is no ternary code",
+            {"w": filled((4, 2, 3), -2, "int8")},
+            "ParameterError",
+        ),
         ("packed-code-3", "a packed code 3", {"w": filled((4, 2, 1), 0b01110101, "uint8")}, "FormatError"),
-    ]  # fmt: skip
+    ]
     for case, comment, change, error in wrong:
         group.add(case, comment, {**good, **change}, error=error, flags=[f.BROADCAST] if "beta" in case else [])
     yield group
@@ -483,7 +509,7 @@ def _invalid() -> Iterator[Group]:
     bits.add("rule", "an unknown rule", good, error="ParameterError", rule="mean")
     yield bits
     strict = Group("hadamard", "invalid-strict", "invalid", "hadamard_linear.strict")
-    sound = {**_without(good, "w"), "codes": filled((4, 2, 3), 1, "int8")}
+    sound = {**without(good, "w"), "codes": filled((4, 2, 3), 1, "int8")}
     x = good["x"].copy()
     x[0, 5] = np.nan
     strict.add("nan", "strict arithmetic needs finite rows", {**sound, "x": x}, error="NonFiniteError")

@@ -32,7 +32,14 @@ def size_of(algebra: str, n: int = 4) -> int:
 
 
 def mixer(
-    draw: Draw, algebra: str, tokens: int = 2, groups: int = 1, d: int = 2, dtype: str = "float32", size: int = 9, n: int = 4
+    draw: Draw,
+    algebra: str,
+    tokens: int = 2,
+    groups: int = 1,
+    d: int = 2,
+    dtype: str = "float32",
+    size: int = 9,
+    n: int = 4,
 ) -> dict[str, Array]:
     """x, w and beta in small integers, beta a power of two."""
     n = size_of(algebra, n)
@@ -67,33 +74,77 @@ def _exact() -> Group:
     group = Group("head_mixer", "exact", "exact", "head_mixer")
     for algebra in (*ALGEBRAS, "hadamard"):
         for dtype in FLOATS:
-            group.add(f"{algebra}-{dtype}", "integers", partial(mixer, algebra=algebra, dtype=dtype), algebra=algebra,
-                      flags=[f.OPERAND_ORDER, f.TRANSPOSED])  # fmt: skip
-        group.add(f"{algebra}-two-groups", "two groups share one mixer and are not mixed with each other",
-                  partial(mixer, algebra=algebra, groups=2), algebra=algebra, flags=[f.GROUPS])  # fmt: skip
-        group.add(f"{algebra}-identity", "the initial mixer gives x back", partial(_identity, algebra=algebra),
-                  algebra=algebra, flags=[f.SMOKE] if algebra == "octonion" else [f.TRANSPOSED])  # fmt: skip
-        group.add(f"{algebra}-no-beta", "without beta", partial(_no_beta, algebra=algebra), algebra=algebra,
-                  flags=[f.SCALE_MISSING])  # fmt: skip
+            group.add(
+                f"{algebra}-{dtype}",
+                "integers",
+                partial(mixer, algebra=algebra, dtype=dtype),
+                algebra=algebra,
+                flags=[f.OPERAND_ORDER, f.TRANSPOSED],
+            )
+        group.add(
+            f"{algebra}-two-groups",
+            "two groups share one mixer and are not mixed with each other",
+            partial(mixer, algebra=algebra, groups=2),
+            algebra=algebra,
+            flags=[f.GROUPS],
+        )
+        group.add(
+            f"{algebra}-identity",
+            "the initial mixer gives x back",
+            partial(_identity, algebra=algebra),
+            algebra=algebra,
+            flags=[f.SMOKE] if algebra == "octonion" else [f.TRANSPOSED],
+        )
+        group.add(
+            f"{algebra}-no-beta",
+            "without beta",
+            partial(_no_beta, algebra=algebra),
+            algebra=algebra,
+            flags=[f.SCALE_MISSING],
+        )
     for n in (1, 16):
-        group.add(f"hadamard-n{n}", "other sizes whose root is a power of two", partial(mixer, algebra="hadamard", n=n),
-                  algebra="hadamard", flags=[f.NORMALISATION])  # fmt: skip
+        group.add(
+            f"hadamard-n{n}",
+            "other sizes whose root is a power of two",
+            partial(mixer, algebra="hadamard", n=n),
+            algebra="hadamard",
+            flags=[f.NORMALISATION],
+        )
     for d in (1, 5, 8):
-        group.add(f"octonion-d{d}", "head dimensions", partial(mixer, algebra="octonion", d=d), algebra="octonion",
-                  flags=[f.TAIL_COLUMNS, f.TRANSPOSED])  # fmt: skip
+        group.add(
+            f"octonion-d{d}",
+            "head dimensions",
+            partial(mixer, algebra="octonion", d=d),
+            algebra="octonion",
+            flags=[f.TAIL_COLUMNS, f.TRANSPOSED],
+        )
     for tokens in (5, 17, 33, 65):
         for algebra in ("octonion", "hadamard"):
             x = Paint("float32", (tokens, size_of(algebra), 2), 97, 13, 1021, 510)
-            group.add(f"{algebra}-tokens-{tokens}", "tail rows", partial(_painted, x=x, algebra=algebra),
-                      algebra=algebra, flags=[f.TAIL_ROWS])  # fmt: skip
+            group.add(
+                f"{algebra}-tokens-{tokens}",
+                "tail rows",
+                partial(_painted, x=x, algebra=algebra),
+                algebra=algebra,
+                flags=[f.TAIL_ROWS],
+            )
     for shape, mark in (((4, 2), f.LEADING_AXES), ((2, 3, 4, 2), f.LEADING_AXES), ((0, 4, 2), f.EMPTY_BATCH)):
-        group.add("shape-" + "x".join(map(str, shape)), "leading axes", partial(_axes, shape=shape), algebra="quaternion",
-                  flags=[mark])  # fmt: skip
+        group.add(
+            "shape-" + "x".join(map(str, shape)),
+            "leading axes",
+            partial(_axes, shape=shape),
+            algebra="quaternion",
+            flags=[mark],
+        )
     for dtype in FLOATS:
         for algebra in ("octonion", "hadamard"):
-            group.add(f"{algebra}-reach-{dtype}", "sums close to what the accumulator holds exactly",
-                      partial(_reaching, algebra=algebra, dtype=dtype), algebra=algebra,
-                      flags=[f.FLOAT32_INSIDE if dtype == "float64" else f.ACCUMULATOR])  # fmt: skip
+            group.add(
+                f"{algebra}-reach-{dtype}",
+                "sums close to what the accumulator holds exactly",
+                partial(_reaching, algebra=algebra, dtype=dtype),
+                algebra=algebra,
+                flags=[f.FLOAT32_INSIDE if dtype == "float64" else f.ACCUMULATOR],
+            )
     return group
 
 
@@ -111,7 +162,9 @@ def _reaching(draw: Draw, algebra: str, dtype: str) -> dict[str, Array]:
     return {"x": x.astype(DTYPES[dtype]), "w": w.astype(DTYPES[dtype])}
 
 
-def reals(draw: Draw, algebra: str, tokens: int = 2, groups: int = 1, d: int = 2, dtype: str = "float32", n: int = 4) -> dict[str, Array]:
+def reals(
+    draw: Draw, algebra: str, tokens: int = 2, groups: int = 1, d: int = 2, dtype: str = "float32", n: int = 4
+) -> dict[str, Array]:
     """Reals of uneven magnitude."""
     n = size_of(algebra, n)
     return {
@@ -126,13 +179,28 @@ def _rounded() -> Group:
     for algebra in (*ALGEBRAS, "hadamard"):
         for dtype in FLOATS:
             name = f"{algebra}-{dtype}"
-            group.add(name, "reals", reals(group.draw(name), algebra, dtype=dtype), algebra=algebra,
-                      flags=[f.OPERAND_ORDER, f.TRANSPOSED])  # fmt: skip
+            group.add(
+                name,
+                "reals",
+                reals(group.draw(name), algebra, dtype=dtype),
+                algebra=algebra,
+                flags=[f.OPERAND_ORDER, f.TRANSPOSED],
+            )
     for n in (2, 8, 32):
-        group.add(f"hadamard-n{n}", "1 / sqrt(n) rounds", reals(group.draw(f"h{n}"), "hadamard", n=n, tokens=1),
-                  algebra="hadamard", flags=[f.NORMALISATION])  # fmt: skip
-    group.add("octonion-groups", "three groups", reals(group.draw("groups"), "octonion", 1, 3, 2), algebra="octonion",
-              flags=[f.GROUPS])  # fmt: skip
+        group.add(
+            f"hadamard-n{n}",
+            "1 / sqrt(n) rounds",
+            reals(group.draw(f"h{n}"), "hadamard", n=n, tokens=1),
+            algebra="hadamard",
+            flags=[f.NORMALISATION],
+        )
+    group.add(
+        "octonion-groups",
+        "three groups",
+        reals(group.draw("groups"), "octonion", 1, 3, 2),
+        algebra="octonion",
+        flags=[f.GROUPS],
+    )
     zero = reals(group.draw("zero"), "quaternion", 3)
     zero["x"][1] = 0
     group.add("zero-row", "a token of zeros among others", zero, algebra="quaternion")
@@ -143,8 +211,13 @@ def _rounded() -> Group:
         "x": np.eye(8, dtype=np.float32)[:, :, None],
         "w": np.array([1, 2, 4, 8, 16, 32, 64, 128], dtype=np.float32)[:, None, None],
     }
-    group.add("basis-octonion", "one head at a time against powers of two: every sign of the table", basis,
-              algebra="octonion", flags=[f.SIGN_TABLE, f.OPERAND_ORDER])  # fmt: skip
+    group.add(
+        "basis-octonion",
+        "one head at a time against powers of two: every sign of the table",
+        basis,
+        algebra="octonion",
+        flags=[f.SIGN_TABLE, f.OPERAND_ORDER],
+    )
     nan = reals(group.draw("nan"), "octonion", 3)
     nan["x"][1, 2, 0] = np.nan
     group.add("nan", "NaN fills its group of its token and no other", nan, algebra="octonion", flags=[f.NAN_ROW])
@@ -156,16 +229,31 @@ def _strict() -> Group:
     for algebra in (*ALGEBRAS, "hadamard"):
         for tokens, count, d in ((1, 1, 1), (3, 2, 3)):
             name = f"{algebra}-{tokens}x{count}x{d}"
-            group.add(name, "one scale per token and group, three or four products", strict_inputs(group.draw(name), algebra, tokens, count, d),
-                      algebra=algebra, flags=[f.GROUPS])  # fmt: skip
+            group.add(
+                name,
+                "one scale per token and group, three or four products",
+                strict_inputs(group.draw(name), algebra, tokens, count, d),
+                algebra=algebra,
+                flags=[f.GROUPS],
+            )
     for n in (2, 8, 32):
-        group.add(f"hadamard-n{n}", "other sizes", strict_inputs(group.draw(f"n{n}"), "hadamard", 2, 1, 2, n),
-                  algebra="hadamard", flags=[f.NORMALISATION])  # fmt: skip
+        group.add(
+            f"hadamard-n{n}",
+            "other sizes",
+            strict_inputs(group.draw(f"n{n}"), "hadamard", 2, 1, 2, n),
+            algebra="hadamard",
+            flags=[f.NORMALISATION],
+        )
     zero = strict_inputs(group.draw("zero"), "octonion", 3, 1, 2)
     zero["x"][1] = 0
     group.add("zero-row", "a token of zeros between two others", zero, algebra="octonion", flags=[f.EPSILON])
-    group.add("tokens-17", "tail rows", strict_inputs(group.draw("17"), "quaternion", 17, 1, 2), algebra="quaternion",
-              flags=[f.TAIL_ROWS])  # fmt: skip
+    group.add(
+        "tokens-17",
+        "tail rows",
+        strict_inputs(group.draw("17"), "quaternion", 17, 1, 2),
+        algebra="quaternion",
+        flags=[f.TAIL_ROWS],
+    )
     return group
 
 
@@ -180,7 +268,9 @@ def strict_inputs(draw: Draw, algebra: str, tokens: int, groups: int, d: int, n:
     }
 
 
-def _with_gradient(draw: Draw, algebra: str, dtype: str = "float32", groups: int = 1, tokens: int = 2) -> dict[str, Array]:
+def _with_gradient(
+    draw: Draw, algebra: str, dtype: str = "float32", groups: int = 1, tokens: int = 2
+) -> dict[str, Array]:
     size = 5 if algebra == "sedenion" else 9
     inputs = mixer(draw, algebra, tokens, groups, 2, dtype, size)
     return {**inputs, "dy": draw.integers("dy", inputs["x"].shape, -size, size, dtype)}
@@ -191,13 +281,30 @@ def _gradients() -> Iterator[Group]:
     marks = [f.GRAD_COMPONENT, f.WRONG_BACKWARD_TABLE, f.TRANSPOSED]
     for algebra in (*ALGEBRAS, "hadamard"):
         for dtype in FLOATS:
-            exact.add(f"{algebra}-{dtype}", "integers: dx, dw and dbeta of every component",
-                      partial(_with_gradient, algebra=algebra, dtype=dtype), algebra=algebra, flags=marks)  # fmt: skip
-        exact.add(f"{algebra}-groups", "dw sums over groups too", partial(_with_gradient, algebra=algebra, groups=2),
-                  algebra=algebra, flags=[f.GROUPS, *marks])  # fmt: skip
-    exact.add("no-beta", "without beta there is no dbeta", partial(_gradient_without_beta), algebra="octonion", flags=marks)
-    exact.add("reach-octonion", "sums close to 2^24 units of the grid", partial(_reaching_gradient, algebra="octonion"),
-              algebra="octonion", flags=[f.ACCUMULATOR])  # fmt: skip
+            exact.add(
+                f"{algebra}-{dtype}",
+                "integers: dx, dw and dbeta of every component",
+                partial(_with_gradient, algebra=algebra, dtype=dtype),
+                algebra=algebra,
+                flags=marks,
+            )
+        exact.add(
+            f"{algebra}-groups",
+            "dw sums over groups too",
+            partial(_with_gradient, algebra=algebra, groups=2),
+            algebra=algebra,
+            flags=[f.GROUPS, *marks],
+        )
+    exact.add(
+        "no-beta", "without beta there is no dbeta", partial(_gradient_without_beta), algebra="octonion", flags=marks
+    )
+    exact.add(
+        "reach-octonion",
+        "sums close to 2^24 units of the grid",
+        partial(_reaching_gradient, algebra="octonion"),
+        algebra="octonion",
+        flags=[f.ACCUMULATOR],
+    )
     yield exact
     rounded = Group("head_mixer", "gradient-rounded", "gradient", "head_mixer.backward")
     for algebra in (*ALGEBRAS, "hadamard"):
@@ -205,12 +312,21 @@ def _gradients() -> Iterator[Group]:
             name = f"{algebra}-{dtype}"
             draw = rounded.draw(name)
             inputs = reals(draw, algebra, tokens=3, d=2, dtype=dtype)
-            rounded.add(name, "reals", {**inputs, "dy": draw.reals("dy", inputs["x"].shape, dtype)}, algebra=algebra,
-                        flags=marks)  # fmt: skip
+            rounded.add(
+                name,
+                "reals",
+                {**inputs, "dy": draw.reals("dy", inputs["x"].shape, dtype)},
+                algebra=algebra,
+                flags=marks,
+            )
     inputs = reals(rounded.draw("n32"), "hadamard", n=32, tokens=1, groups=2, d=1)
-    rounded.add("hadamard-n32", "the size of the published models, two groups",
-                {**inputs, "dy": rounded.draw("n32").reals("dy", inputs["x"].shape)}, algebra="hadamard",
-                flags=[f.GROUPS, *marks])  # fmt: skip
+    rounded.add(
+        "hadamard-n32",
+        "the size of the published models, two groups",
+        {**inputs, "dy": rounded.draw("n32").reals("dy", inputs["x"].shape)},
+        algebra="hadamard",
+        flags=[f.GROUPS, *marks],
+    )
     yield rounded
 
 
@@ -219,7 +335,7 @@ def _gradient_without_beta(draw: Draw) -> dict[str, Array]:
 
 
 def _reaching_gradient(draw: Draw, algebra: str) -> dict[str, Array]:
-    """dy large, x and w +-1: dx, dw and dbeta all have room below 2^24 units."""
+    """Dy large, x and w +-1: dx, dw and dbeta all have room below 2^24 units."""
     n, d = size_of(algebra), 2
     dy = draw.integers("dy", (1, n, d), 65, 127).astype(np.float64)
     w = np.where(draw.codes("w", (n, d, d)) < 0, -1.0, 1.0)
@@ -244,24 +360,48 @@ def _invalid() -> Iterator[Group]:
         ("weight-d", "blocks of another head dimension", {"w": filled((8, 3, 3), 1.0)}, "octonion", "ShapeError"),
         ("beta", "a beta that would broadcast", {"beta": filled((1,), 1.0)}, "octonion", "ShapeError"),
         ("beta-heads", "a beta per head", {"beta": filled((8, 2), 1.0)}, "octonion", "ShapeError"),
-        ("hadamard-6", "six is no power of two",
-         {"x": filled((2, 6, 2), 1.0), "w": filled((6, 2, 2), 1.0)}, "hadamard", "ShapeError"),
+        (
+            "hadamard-6",
+            "six is no power of two",
+            {"x": filled((2, 6, 2), 1.0), "w": filled((6, 2, 2), 1.0)},
+            "hadamard",
+            "ShapeError",
+        ),
         ("rank", "x without a head axis", {"x": filled((2,), 1.0)}, "octonion", "ShapeError"),
         ("w-int8", "mixers are full precision", {"w": filled((8, 2, 2), 1, "int8")}, "octonion", "DTypeError"),
         ("x-int32", "x is float", {"x": filled((2, 8, 2), 1, "int32")}, "octonion", "DTypeError"),
-    ]  # fmt: skip
+    ]
     for case, comment, change, algebra, error in wrong:
-        group.add(case, comment, {**good, **change}, error=error, algebra=algebra,
-                  flags=[f.BROADCAST] if case.startswith("beta") else [])  # fmt: skip
+        group.add(
+            case,
+            comment,
+            {**good, **change},
+            error=error,
+            algebra=algebra,
+            flags=[f.BROADCAST] if case.startswith("beta") else [],
+        )
     yield group
     strict = Group("head_mixer", "invalid-strict", "invalid", "head_mixer.strict")
     sound = strict_inputs(strict.draw("good"), "octonion", 2, 1, 2)
     nan = sound["x"].copy()
     nan[0, 1, 1] = np.inf
-    strict.add("inf", "strict arithmetic needs finite rows", {**sound, "x": nan}, error="NonFiniteError", algebra="octonion")
-    strict.add("codes", "codes are int8", {**sound, "codes": sound["codes"].astype(np.int32)}, error="DTypeError",
-               algebra="octonion")  # fmt: skip
-    strict.add("scale", "one scale per column", {**sound, "scale": filled((8, 2), 1.0)}, error="ShapeError",
-               algebra="octonion", flags=[f.BROADCAST])  # fmt: skip
+    strict.add(
+        "inf", "strict arithmetic needs finite rows", {**sound, "x": nan}, error="NonFiniteError", algebra="octonion"
+    )
+    strict.add(
+        "codes",
+        "codes are int8",
+        {**sound, "codes": sound["codes"].astype(np.int32)},
+        error="DTypeError",
+        algebra="octonion",
+    )
+    strict.add(
+        "scale",
+        "one scale per column",
+        {**sound, "scale": filled((8, 2), 1.0)},
+        error="ShapeError",
+        algebra="octonion",
+        flags=[f.BROADCAST],
+    )
     strict.add("algebra", "an unknown algebra", sound, error="ParameterError", algebra="real")
     yield strict

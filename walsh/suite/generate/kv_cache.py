@@ -26,7 +26,9 @@ def groups() -> Iterator[Group]:
     yield from _invalid()
 
 
-def tensors_of(draw: Draw, batch: int, heads: int, width: int, dtype: str = "float32", **tokens: int) -> dict[str, Array]:
+def tensors_of(
+    draw: Draw, batch: int, heads: int, width: int, dtype: str = "float32", **tokens: int
+) -> dict[str, Array]:
     """k, v and q for every key with its number of tokens; no two rows are alike."""
     return {
         f"{side}.{key}": draw.reals(f"{side}.{key}", (batch, count, heads, width), dtype)
@@ -44,20 +46,63 @@ def _used(inputs: Mapping[str, Array], script: Script) -> dict[str, Array]:
 
 COPIES: list[tuple[str, str, Script, list[Flag | str]]] = [
     ("append", "one append", [["append", "a", None]], [f.SMOKE]),
-    ("split", "two appends, the second after the first", [["append", "a", None], ["append", "b", None]], [f.CACHE_SPLIT]),
-    ("counts", "sequences gain different numbers of tokens", [["append", "a", [3, 1]], ["append", "b", [0, 2]]], [f.CACHE_ROW_0]),
+    (
+        "split",
+        "two appends, the second after the first",
+        [["append", "a", None], ["append", "b", None]],
+        [f.CACHE_SPLIT],
+    ),
+    (
+        "counts",
+        "sequences gain different numbers of tokens",
+        [["append", "a", [3, 1]], ["append", "b", [0, 2]]],
+        [f.CACHE_ROW_0],
+    ),
     ("count-0", "an append that adds nothing", [["append", "a", [2, 3]], ["append", "b", [0, 0]]], [f.CACHE_SPLIT]),
-    ("truncate", "truncated, then appended over the old slots",
-     [["append", "a", None], ["truncate", [1, 2]], ["append", "b", None]], [f.CACHE_STALE]),
-    ("truncate-0", "truncated to nothing", [["append", "a", None], ["truncate", [0, 3]], ["append", "b", [1, 2]]], [f.CACHE_STALE]),
-    ("reset-all", "all sequences forgotten", [["append", "a", None], ["reset", None], ["append", "b", None]], [f.CACHE_STALE]),
-    ("reset-one", "one sequence forgotten", [["append", "a", None], ["reset", [1]], ["append", "b", None]], [f.CACHE_STALE]),
-    ("fork-swap", "sequences exchanged", [["append", "a", [3, 2]], ["fork", [1, 0]], ["append", "b", None]], [f.CACHE_ROW_0]),
-    ("fork-copy", "two copies of one sequence go separate ways",
-     [["append", "a", [1, 3]], ["fork", [1, 1]], ["append", "b", [1, 2]]], [f.CACHE_ALIAS]),
+    (
+        "truncate",
+        "truncated, then appended over the old slots",
+        [["append", "a", None], ["truncate", [1, 2]], ["append", "b", None]],
+        [f.CACHE_STALE],
+    ),
+    (
+        "truncate-0",
+        "truncated to nothing",
+        [["append", "a", None], ["truncate", [0, 3]], ["append", "b", [1, 2]]],
+        [f.CACHE_STALE],
+    ),
+    (
+        "reset-all",
+        "all sequences forgotten",
+        [["append", "a", None], ["reset", None], ["append", "b", None]],
+        [f.CACHE_STALE],
+    ),
+    (
+        "reset-one",
+        "one sequence forgotten",
+        [["append", "a", None], ["reset", [1]], ["append", "b", None]],
+        [f.CACHE_STALE],
+    ),
+    (
+        "fork-swap",
+        "sequences exchanged",
+        [["append", "a", [3, 2]], ["fork", [1, 0]], ["append", "b", None]],
+        [f.CACHE_ROW_0],
+    ),
+    (
+        "fork-copy",
+        "two copies of one sequence go separate ways",
+        [["append", "a", [1, 3]], ["fork", [1, 1]], ["append", "b", [1, 2]]],
+        [f.CACHE_ALIAS],
+    ),
     ("full", "exactly up to the capacity", [["append", "a", None], ["append", "b", None], ["append", "c", [1, 1]]], []),
-    ("one-by-one", "token after token", [["append", "c", None], ["append", "d", None], ["append", "e", None]], [f.CACHE_SPLIT]),
-]  # fmt: skip
+    (
+        "one-by-one",
+        "token after token",
+        [["append", "c", None], ["append", "d", None], ["append", "e", None]],
+        [f.CACHE_SPLIT],
+    ),
+]
 
 
 def _exact() -> Group:
@@ -66,41 +111,91 @@ def _exact() -> Group:
         inputs = tensors_of(group.draw(name), 2, 2, 2, a=3, b=2, c=1, d=1, e=1)
         group.add(name, comment, _used(inputs, script), flags=marks, script=script, unproven=True)
     for dtype in ("float64", "bfloat16", "float16"):
-        script: Script = [["append", "a", [2, 3]], ["append", "b", None]]
+        ragged: Script = [["append", "a", [2, 3]], ["append", "b", None]]
         inputs = tensors_of(group.draw(dtype), 2, 1, 2, dtype, a=3, b=2)
-        group.add(f"dtype-{dtype}", "what is stored is what was given", _used(inputs, script), script=script, unproven=True)
+        group.add(
+            f"dtype-{dtype}", "what is stored is what was given", _used(inputs, ragged), script=ragged, unproven=True
+        )
     copied = tensors_of(group.draw("zeros"), 1, 1, 2, a=2)
     copied["k.a"][0, 0, 0, 0], copied["v.a"][0, 1, 0, 1] = -0.0, np.nan
     script = [["append", "a", None]]
-    group.add("special", "-0 and NaN are copied like any number", _used(copied, script), script=script, unproven=True,
-              flags=[f.NEGATIVE_ZERO, f.NAN_ROW])  # fmt: skip
+    group.add(
+        "special",
+        "-0 and NaN are copied like any number",
+        _used(copied, script),
+        script=script,
+        unproven=True,
+        flags=[f.NEGATIVE_ZERO, f.NAN_ROW],
+    )
     script = [["append", "a", None], ["fork", [2, 0, 1, 2]], ["append", "b", [1, 0, 1, 0]]]
     three = tensors_of(group.draw("three"), 3, 1, 2, a=2)
     four = tensors_of(group.draw("four"), 4, 1, 2, b=1)
-    group.add("fork-wider", "a fork may have more sequences than its origin", _used({**three, **four}, script),
-              script=script, unproven=True, flags=[f.CACHE_ALIAS])  # fmt: skip
+    group.add(
+        "fork-wider",
+        "a fork may have more sequences than its origin",
+        _used({**three, **four}, script),
+        script=script,
+        unproven=True,
+        flags=[f.CACHE_ALIAS],
+    )
     script = [["append", "a", None]]
-    group.add("no-tokens", "an append of no tokens", _used(tensors_of(group.draw("none"), 2, 1, 2, a=0), script),
-              script=script, unproven=True, flags=[f.EMPTY_BATCH])  # fmt: skip
+    group.add(
+        "no-tokens",
+        "an append of no tokens",
+        _used(tensors_of(group.draw("none"), 2, 1, 2, a=0), script),
+        script=script,
+        unproven=True,
+        flags=[f.EMPTY_BATCH],
+    )
     return group
 
 
 ATTENDED: list[tuple[str, str, Script, list[Flag]]] = [
     ("one-pass", "append and attend", [["append", "a", None], ["attend", "a"]], [f.FUTURE]),
-    ("split", "the same in two parts", [["append", "a", None], ["attend", "a"], ["append", "b", None], ["attend", "b"]],
-     [f.CACHE_SPLIT]),
-    ("counts", "padded tokens attend to nothing",
-     [["append", "a", [3, 1]], ["attend", "a"], ["append", "b", [1, 2]], ["attend", "b"]], [f.CACHE_ROW_0, f.PADDING]),
-    ("truncate", "stale slots are not seen",
-     [["append", "a", None], ["truncate", [1, 0]], ["append", "b", None], ["attend", "b"]], [f.CACHE_STALE]),
-    ("reset", "a new sequence in an old slot",
-     [["append", "a", None], ["reset", [0]], ["append", "b", [2, 1]], ["attend", "b"]], [f.CACHE_STALE]),
-    ("fork", "a fork attends to its own past", [["append", "a", [2, 3]], ["fork", [1, 1]], ["append", "b", [1, 2]], ["attend", "b"]],
-     [f.CACHE_ALIAS]),
-    ("one-by-one", "generation: one token at a time",
-     [["append", "c", None], ["attend", "c"], ["append", "d", None], ["attend", "d"], ["append", "e", None], ["attend", "e"]],
-     [f.CACHE_SPLIT]),
-]  # fmt: skip
+    (
+        "split",
+        "the same in two parts",
+        [["append", "a", None], ["attend", "a"], ["append", "b", None], ["attend", "b"]],
+        [f.CACHE_SPLIT],
+    ),
+    (
+        "counts",
+        "padded tokens attend to nothing",
+        [["append", "a", [3, 1]], ["attend", "a"], ["append", "b", [1, 2]], ["attend", "b"]],
+        [f.CACHE_ROW_0, f.PADDING],
+    ),
+    (
+        "truncate",
+        "stale slots are not seen",
+        [["append", "a", None], ["truncate", [1, 0]], ["append", "b", None], ["attend", "b"]],
+        [f.CACHE_STALE],
+    ),
+    (
+        "reset",
+        "a new sequence in an old slot",
+        [["append", "a", None], ["reset", [0]], ["append", "b", [2, 1]], ["attend", "b"]],
+        [f.CACHE_STALE],
+    ),
+    (
+        "fork",
+        "a fork attends to its own past",
+        [["append", "a", [2, 3]], ["fork", [1, 1]], ["append", "b", [1, 2]], ["attend", "b"]],
+        [f.CACHE_ALIAS],
+    ),
+    (
+        "one-by-one",
+        "generation: one token at a time",
+        [
+            ["append", "c", None],
+            ["attend", "c"],
+            ["append", "d", None],
+            ["attend", "d"],
+            ["append", "e", None],
+            ["attend", "e"],
+        ],
+        [f.CACHE_SPLIT],
+    ),
+]
 
 
 def _rounded() -> Group:
@@ -110,7 +205,9 @@ def _rounded() -> Group:
             if dtype != "float32" and name not in ("split", "counts"):
                 continue
             inputs = _used(tensors_of(group.draw(name + dtype), 2, 2, 2, dtype, a=3, b=2, c=1, d=1, e=1), script)
-            group.add(f"{name}-{dtype}", comment, inputs, flags=marks, bounded=_bounds(inputs, script, 6), script=script)
+            group.add(
+                f"{name}-{dtype}", comment, inputs, flags=marks, bounded=_bounds(inputs, script, 6), script=script
+            )
     return group
 
 
@@ -131,10 +228,16 @@ def _strict() -> Group:
     for name, comment, script, marks in ATTENDED:
         inputs = _used(tensors_of(group.draw(name), 2, 2, 2, a=3, b=2, c=1, d=1, e=1), script)
         group.add(name, comment, inputs, flags=marks, script=script)
-    script: Script = [["append", "a", None], ["attend", "a"], ["append", "b", None], ["attend", "b"]]
+    script = [["append", "a", None], ["attend", "a"], ["append", "b", None], ["attend", "b"]]
     long = _used(tensors_of(group.draw("long"), 1, 1, 2, a=30, b=7), script)
-    group.add("blocks", "an append that crosses a block of 32 positions", long, flags=[f.SUM_ORDER, f.CACHE_SPLIT],
-              script=script, capacity=40)  # fmt: skip
+    group.add(
+        "blocks",
+        "an append that crosses a block of 32 positions",
+        long,
+        flags=[f.SUM_ORDER, f.CACHE_SPLIT],
+        script=script,
+        capacity=40,
+    )
     return group
 
 
@@ -143,20 +246,26 @@ def _invalid() -> Iterator[Group]:
         group = Group("kv_cache", "invalid" + call[8:].replace(".", "-"), "invalid", call, {"capacity": 4})
         cases: list[tuple[str, str, Script, str]] = [
             ("capacity", "a token too many", [["append", "a", None], ["append", "b", None]], "CapacityError"),
-            ("capacity-one", "a token too many in one sequence only", [["append", "a", [3, 2]], ["append", "b", [2, 2]]],
-             "CapacityError"),
+            (
+                "capacity-one",
+                "a token too many in one sequence only",
+                [["append", "a", [3, 2]], ["append", "b", [2, 2]]],
+                "CapacityError",
+            ),
             ("truncate-longer", "longer than it is", [["append", "a", [2, 3]], ["truncate", [3, 3]]], "RangeError"),
             ("truncate-negative", "a negative length", [["append", "a", None], ["truncate", [-1, 0]]], "RangeError"),
             ("reset-row", "no such sequence", [["append", "a", None], ["reset", [2]]], "RangeError"),
             ("fork-row", "no such sequence", [["append", "a", None], ["fork", [0, -1]]], "RangeError"),
             ("counts-more", "more tokens than there are", [["append", "a", [4, 1]]], "RangeError"),
             ("counts-length", "a count for each sequence", [["append", "a", [1]]], "ShapeError"),
-        ]  # fmt: skip
+        ]
         for name, comment, script, error in cases:
             inputs = _used(tensors_of(group.draw(name), 2, 1, 2, a=3, b=2), script)
             group.add(name, comment, inputs, error=error, script=script, flags=[f.SILENT_DEFAULT])
         wrong = tensors_of(group.draw("wrong"), 2, 1, 2, a=3)
         wrong["v.a"] = filled((2, 3, 1, 3), 1.0)
         script = [["append", "a", None]]
-        group.add("shapes", "v has another head dimension than k", _used(wrong, script), error="ShapeError", script=script)
+        group.add(
+            "shapes", "v has another head dimension than k", _used(wrong, script), error="ShapeError", script=script
+        )
         yield group

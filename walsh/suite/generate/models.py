@@ -1,15 +1,15 @@
-"""Tiny whole models for the vectors of *forward*: configurations, weights, and how far rounding may move their results.
+"""Tiny whole models for the vectors of *forward*: configurations, weights, and how far rounding may move results.
 
-The bound of a whole model is a measured condition number, because an a-priori one grows like the product over layers and
-would let anything pass. Every floating weight is perturbed by relative +-delta with pseudo-random signs, the reference
-is evaluated in float64, and::
+The bound of a whole model is a measured condition number, because an a-priori one grows like the product over layers
+and would let anything pass. Every floating weight is perturbed by relative +-delta with pseudo-random signs, the
+reference is evaluated in float64, and::
 
     magnitude = max over draws and elements of |f(perturbed) - f| / delta + max |f|
     |actual - expected| <= gamma_TERMS magnitude
 
-A weight that is off by one rounding is what a rounded product looks like (backward error analysis; Higham, section 1.5),
-so the first summand is the effect of one rounding in every product; TERMS counts how many follow one another. It owes
-nothing to any float32 implementation. Codes of quantisers must not flip within delta, which is 16 float32 roundings.
+A weight that is off by one rounding is what a rounded product looks like (backward error analysis; Higham, section
+1.5), so the first summand is the effect of one rounding in every product; TERMS counts how many follow one another. It
+owes nothing to any float32 implementation. Codes of quantisers must not flip within delta, 16 float32 roundings.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy as np
 from walsh import reference
 from walsh.errors import VectorError
 from walsh.reference import strict
+from walsh.reference.config import LINEARS
 from walsh.suite.catalog import Call
 from walsh.suite.generate.build import Bounded
 from walsh.suite.generate.evaluate import evaluate
@@ -55,7 +56,14 @@ MODELS: dict[str, dict[str, Any]] = {
     "hadamard": {"algebra": "hadamard", "n_head": 2, "n_embd": 8, "hadamard_size": 2},
     "hadamard-mixed": {"algebra": "hadamard", "n_head": 4, "n_embd": 16, "hadamard_size": 4, "head_mixing": True},
     "hash-2": {"algebra": "dense", "n_head": 2, "n_embd": 8, "hash_embeddings": 2, "n_layer": 1},
-    "hash-3": {"algebra": "octonion", "n_head": 2, "n_embd": 16, "hash_embeddings": 3, "hash_scale": True, "n_layer": 1},
+    "hash-3": {
+        "algebra": "octonion",
+        "n_head": 2,
+        "n_embd": 16,
+        "hash_embeddings": 3,
+        "hash_scale": True,
+        "n_layer": 1,
+    },
     "untied": {"algebra": "quaternion", "n_head": 2, "n_embd": 8, "tied_head": False, "ffn_hidden": 12},
 }
 """Configurations by name, on top of ``BASE``."""
@@ -67,7 +75,7 @@ def config_of(name: str, **changes: Any) -> dict[str, Any]:
 
 
 def weights_of(draw: Draw, config: Mapping[str, Any], dtype: str = "float32", indices: bool = True) -> dict[str, Array]:
-    """Weights by name. Linears stay clear of the ternary ties; betas keep the variance; mixers are near the identity."""
+    """Weights by name: linears clear of ternary ties, betas that keep the variance, mixers near the identity."""
     weights: dict[str, Array] = {}
     for name, shape in reference.weight_shapes(config).items():
         if name.startswith("embedding.tables."):
@@ -76,7 +84,7 @@ def weights_of(draw: Draw, config: Mapping[str, Any], dtype: str = "float32", in
             weights[name] = draw.reals(name, (height, shape[1]), dtype, -3, -1)
         elif name.endswith(".mixer.weight"):
             weights[name] = _near_identity(draw, name, shape, config["algebra"] == "hadamard", dtype)
-        elif name.endswith(reference.config.LINEARS) or _is_linear(name):
+        elif _is_linear(name):
             weights[name] = draw.search(lambda d, n=name, s=shape: d.reals(n, s, dtype, -3, 0), ternary_is_clear)  # type: ignore[misc]  # defaults bind the loop
         elif name.endswith(".beta") and ".mixer." not in name:
             fan_in = math.prod(weights[name.replace(".beta", ".weight")].shape[::2])
@@ -93,7 +101,7 @@ def weights_of(draw: Draw, config: Mapping[str, Any], dtype: str = "float32", in
 
 
 def _is_linear(name: str) -> bool:
-    return name.endswith(".weight") and name.removesuffix(".weight").endswith(reference.config.LINEARS)
+    return name.endswith(".weight") and name.removesuffix(".weight").endswith(LINEARS)
 
 
 def _near_identity(draw: Draw, name: str, shape: tuple[int, ...], hadamard: bool, dtype: str) -> Array:
@@ -118,7 +126,9 @@ def _scale(outputs: Mapping[str, Array]) -> dict[str, float]:
     return {name: float(np.abs(value).max(initial=0.0)) for name, value in outputs.items()}
 
 
-def conditioned(label: str, call: Call, params: Mapping[str, Any], inputs: Mapping[str, Array]) -> dict[str, Bounded] | None:
+def conditioned(
+    label: str, call: Call, params: Mapping[str, Any], inputs: Mapping[str, Array]
+) -> dict[str, Bounded] | None:
     """Every output with its bound, or None if a quantiser's code flips within delta.
 
     Args:
@@ -133,7 +143,9 @@ def conditioned(label: str, call: Call, params: Mapping[str, Any], inputs: Mappi
     for number in range(DRAWS):
         draw = Draw(f"{label}/perturbed/{number}")
         other = {
-            name: array * (1 + DELTA * (2.0 * draw.integers(name, array.shape, 0, 1) - 1)) if is_float(array.dtype) else array
+            name: array * (1 + DELTA * (2.0 * draw.integers(name, array.shape, 0, 1) - 1))
+            if is_float(array.dtype)
+            else array
             for name, array in wide.items()
         }
         for name, value in evaluate(call, params, other).items():
@@ -143,7 +155,9 @@ def conditioned(label: str, call: Call, params: Mapping[str, Any], inputs: Mappi
     return {name: Bounded(value, np.asarray(moved[name] + size[name]), TERMS) for name, value in base.items()}
 
 
-def settle(label: str, call: Call, params: Mapping[str, Any], make: Any, tries: int = 400) -> tuple[dict[str, Array], dict[str, Bounded]]:
+def settle(
+    label: str, call: Call, params: Mapping[str, Any], make: Any, tries: int = 400
+) -> tuple[dict[str, Array], dict[str, Bounded]]:
     """The first inputs of a numbered family whose quantisers are all clear of ties, with their bounds.
 
     Raises:

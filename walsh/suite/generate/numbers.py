@@ -129,7 +129,7 @@ def unit(array: Array) -> float:
     2^24 grid units in float32, whatever the order of summation.
     """
     values = np.abs(array.astype(np.float64)).ravel()
-    values = values[values > 0]
+    values = values[(values > 0) & np.isfinite(values)]
     if values.size == 0:
         return 1.0
     significand, exponent = np.frexp(values)

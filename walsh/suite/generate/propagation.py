@@ -30,7 +30,7 @@ def _ternary_ste_backward(inputs: Inputs, _: Params) -> Bounds:
 
 
 def _quantize_activations(inputs: Inputs, _: Params) -> Bounds:
-    """scale = 127 / max: exact maximum, one constant, one division."""
+    """Scale = 127 / max: exact maximum, one constant, one division."""
     return {"scale": (127.0 / np.maximum(absolute(inputs["x"]).max(axis=-1, keepdims=True), 1e-5), 4)}
 
 
@@ -50,7 +50,7 @@ def _rms_norm(inputs: Inputs, params: Params) -> Bounds:
 
 
 def _rms_norm_backward(inputs: Inputs, params: Params) -> Bounds:
-    """dx is a difference of two positive shares: their sum is the magnitude."""
+    """Dx is a difference of two positive shares: their sum is the magnitude."""
     x, rms = _rms(inputs, params)
     dy, width = absolute(inputs["dy"]), x.shape[-1]
     xhat, g = absolute(x / rms), dy * absolute(inputs["weight"])
@@ -66,7 +66,8 @@ def rope_angles(x: Real, positions: Real | None, theta: float) -> Real:
     """Angles [..., T, 1, d/2] of the pairs."""
     tokens, d = x.shape[-3], x.shape[-1]
     where = np.arange(tokens, dtype=np.float64) if positions is None else np.asarray(positions).astype(np.float64)
-    return where[..., None, None] * theta ** (-2.0 * np.arange(d // 2) / d)
+    angles: Real = where[..., None, None] * theta ** (-2.0 * np.arange(d // 2) / d)
+    return angles
 
 
 def _rope(inputs: Inputs, params: Params) -> Bounds:
@@ -95,17 +96,17 @@ def _attention_parts(inputs: Inputs) -> tuple[Real, Real, Real, Real, Real, int]
     size = np.einsum("bthd,bshd->bhts", np.abs(q), np.abs(k)) / math.sqrt(d)
     worst = np.where(visible[:, None], size, 0.0).max(axis=-1, keepdims=True, initial=0.0)
     # NaN that a query sees makes its result NaN, which needs no magnitude; NaN that none sees must not spread here.
-    sizes = (np.nan_to_num(np.abs(side), posinf=0.0) for side in (q, k, v))
-    return *sizes, np.nan_to_num(p), np.nan_to_num(1 + 2 * worst, posinf=1.0), length + d + 16
+    q, k, v = (np.nan_to_num(np.abs(side), posinf=0.0) for side in (q, k, v))
+    return q, k, v, np.nan_to_num(p), np.nan_to_num(1 + 2 * worst, posinf=1.0), length + d + 16
 
 
 def _attention(inputs: Inputs, _: Params) -> Bounds:
-    _, _, v, p, factor, terms = _attention_parts(inputs)
+    v, p, factor, terms = _attention_parts(inputs)[2:]
     return {"o": (np.einsum("bhts,bshd->bthd", p * factor, v), terms)}
 
 
 def _attention_backward(inputs: Inputs, _: Params) -> Bounds:
-    """dv = p^T do;  ds = p (do v^T - sum p do v^T);  dq = ds k / sqrt(d);  dk = ds^T q / sqrt(d)."""
+    """With dv = p^T do;  ds = p (do v^T - sum p do v^T);  dq = ds k / sqrt(d);  dk = ds^T q / sqrt(d)."""
     q, k, v, p, factor, terms = _attention_parts(inputs)
     do, root = absolute(inputs["do"]), math.sqrt(q.shape[-1])
     tokens = q.shape[1]
@@ -126,6 +127,7 @@ def _sigmoid(x: Real) -> Real:
 
 def _swiglu(inputs: Inputs, _: Params) -> Bounds:
     gate, up = np.asarray(inputs["gate"]).astype(np.float64), absolute(inputs["up"])
+    gate = np.maximum(gate, -1e4)  # silu(-inf) is 0, which is not to become infinity times 0 here
     # exp(-gate) enters 1 + exp(-gate) with the weight 1 - sigmoid(gate).
     factor = 1 + np.abs(gate) * _sigmoid(-gate)
     return {"h": (np.abs(gate) * _sigmoid(gate) * up * factor, 8)}
@@ -152,7 +154,7 @@ def _hash_embedding(inputs: Inputs, params: Params) -> Bounds:
     tables, importance, rows = _hash_rows(inputs)
     ids = np.asarray(inputs["ids"])
     parts = (importance[ids, i][..., None] * tables[i][rows[i][ids]] for i in range(len(tables)))
-    return {"e": (sum(parts) * abs(params.get("scale", 1.0)), len(tables) + 3)}
+    return {"e": (np.asarray(sum(parts)) * abs(params.get("scale", 1.0)), len(tables) + 3)}
 
 
 def _hash_embedding_backward(inputs: Inputs, params: Params) -> Bounds:
@@ -193,7 +195,7 @@ def _hash_lm_head(inputs: Inputs, _: Params) -> Bounds:
     tables, importance, rows = _hash_rows(inputs)
     x = absolute(inputs["x"])
     parts = (importance[:, i] * (x @ table[rows[i]].T) for i, table in enumerate(tables))
-    return {"logits": (sum(parts) + 0.0, x.shape[-1] + len(tables) + 3)}
+    return {"logits": (np.asarray(sum(parts)), x.shape[-1] + len(tables) + 3)}
 
 
 def _hash_lm_head_backward(inputs: Inputs, _: Params) -> Bounds:
@@ -224,7 +226,7 @@ def _loss_parts(logits: Real, error: Real, targets: Real) -> tuple[Real, Real, R
 
 def _cross_entropy(inputs: Inputs, _: Params) -> Bounds:
     logits, targets = np.asarray(inputs["logits"]).astype(np.float64), np.asarray(inputs["targets"])
-    loss, _, _ = _loss_parts(logits, np.abs(logits), targets)
+    loss = _loss_parts(logits, np.abs(logits), targets)[0]
     return {"loss": (np.asarray(loss.mean() if loss.size else 0.0), logits.shape[-1] + targets.size + 16)}
 
 
@@ -253,8 +255,8 @@ def _linear_parts(inputs: Inputs) -> tuple[Real, Real, Real, Real, Real]:
 
 
 def _linear_cross_entropy(inputs: Inputs, _: Params) -> Bounds:
-    _, table, logits, error, targets = _linear_parts(inputs)
-    loss, _, _ = _loss_parts(logits, error, targets)
+    table, logits, error, targets = _linear_parts(inputs)[1:]
+    loss = _loss_parts(logits, error, targets)[0]
     terms = sum(table.shape) + targets.size + 16
     return {"loss": (np.asarray(loss.mean() if loss.size else 0.0), terms)}
 

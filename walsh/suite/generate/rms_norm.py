@@ -28,7 +28,7 @@ def groups() -> Iterator[Group]:
 
 
 def _exact() -> Group:
-    """eps = 1 and mean(x^2) = 3, 8, 15, ... make the root an integer that is a power of two: 2^k with mean 4^k - 1."""
+    """Eps = 1 and mean(x^2) = 3, 8, 15, ... make the root an integer that is a power of two: 2^k with mean 4^k - 1."""
     group = Group("rms_norm", "exact", "exact", "rms_norm", {"eps": 1.0})
     rows = {
         2: [[1.0, 1.0, 1.0, 3.0], [-1.0, 3.0, 1.0, -1.0]],  # mean 3, root 2
@@ -36,26 +36,58 @@ def _exact() -> Group:
     }
     for root, values in rows.items():
         for dtype in FLOATS:
-            group.add(f"root-{root}-{dtype}", f"mean(x^2) + eps is {root * root}: the root and the quotient are exact",
-                      {"x": listed(values, dtype), "weight": listed([1.0, -2.0, 0.5, 4.0], dtype)},
-                      flags=[f.EPSILON, MEAN_NOT_SUM], unproven=True)  # fmt: skip
-    group.add("both", "tokens with different roots", {"x": listed(rows[2] + rows[4]), "weight": listed([1.0, 2.0, 4.0, 8.0])},
-              flags=[f.TOKEN_SCALE], unproven=True)  # fmt: skip
-    group.add("no-epsilon", "eps = 0 and mean 4", {"x": listed([[2.0, -2.0]]), "weight": listed([3.0, 5.0])}, eps=0.0,
-              flags=[f.EPSILON], unproven=True)  # fmt: skip
+            group.add(
+                f"root-{root}-{dtype}",
+                f"mean(x^2) + eps is {root * root}: the root and the quotient are exact",
+                {"x": listed(values, dtype), "weight": listed([1.0, -2.0, 0.5, 4.0], dtype)},
+                flags=[f.EPSILON, MEAN_NOT_SUM],
+                unproven=True,
+            )
+    group.add(
+        "both",
+        "tokens with different roots",
+        {"x": listed(rows[2] + rows[4]), "weight": listed([1.0, 2.0, 4.0, 8.0])},
+        flags=[f.TOKEN_SCALE],
+        unproven=True,
+    )
+    group.add(
+        "no-epsilon",
+        "eps = 0 and mean 4",
+        {"x": listed([[2.0, -2.0]]), "weight": listed([3.0, 5.0])},
+        eps=0.0,
+        flags=[f.EPSILON],
+        unproven=True,
+    )
     group.add("one-feature", "C = 1", {"x": listed([[2.0], [-4.0]]), "weight": listed([3.0])}, eps=0.0, unproven=True)
-    group.add("no-tokens", "no rows", {"x": filled((0, 4), 0.0), "weight": filled((4,), 1.0)}, flags=[f.EMPTY_BATCH],
-              unproven=True)  # fmt: skip
-    group.add("axes", "leading axes", {"x": listed([rows[2], rows[4]]).reshape(2, 2, 1, 4), "weight": filled((4,), 2.0)},
-              flags=[f.LEADING_AXES], unproven=True)  # fmt: skip
+    group.add(
+        "no-tokens",
+        "no rows",
+        {"x": filled((0, 4), 0.0), "weight": filled((4,), 1.0)},
+        flags=[f.EMPTY_BATCH],
+        unproven=True,
+    )
+    group.add(
+        "axes",
+        "leading axes",
+        {"x": listed([rows[2], rows[4]]).reshape(2, 2, 1, 4), "weight": filled((4,), 2.0)},
+        flags=[f.LEADING_AXES],
+        unproven=True,
+    )
     large = listed([[512.0, -512.0, 512.0, 512.0], [-1024.0, 1024.0, 1024.0, -1024.0]])
-    group.add("large", "rows of one magnitude: y is the weight with the signs of x",
-              {"x": large, "weight": listed([1.0, 3.0, 5.0, 7.0])}, eps=0.0, unproven=True)  # fmt: skip
+    group.add(
+        "large",
+        "rows of one magnitude: y is the weight with the signs of x",
+        {"x": large, "weight": listed([1.0, 3.0, 5.0, 7.0])},
+        eps=0.0,
+        unproven=True,
+    )
     return group
 
 
-def tokens_of(draw: Draw, shape: tuple[int, ...], dtype: str = "float32", low: int = -4, high: int = 1) -> dict[str, Array]:
-    """x and weight, reals."""
+def tokens_of(
+    draw: Draw, shape: tuple[int, ...], dtype: str = "float32", low: int = -4, high: int = 1
+) -> dict[str, Array]:
+    """X and weight, reals."""
     return {"x": draw.reals("x", shape, dtype, low, high), "weight": draw.reals("weight", shape[-1:], dtype, -1, 1)}
 
 
@@ -64,18 +96,32 @@ def _rounded() -> Group:
     for dtype in FLOATS:
         for shape in ((1, 1), (3, 8), (2, 17)):
             name = f"{dtype}-{shape[0]}x{shape[1]}"
-            group.add(name, "reals", tokens_of(group.draw(name), shape, dtype),
-                      flags=[MEAN_NOT_SUM, *([f.SMOKE] if name == "float32-3x8" else [])])  # fmt: skip
+            group.add(
+                name,
+                "reals",
+                tokens_of(group.draw(name), shape, dtype),
+                flags=[MEAN_NOT_SUM, *([f.SMOKE] if name == "float32-3x8" else [])],
+            )
     for tokens in (5, 17, 33, 65, 130):
-        group.add(f"tokens-{tokens}", "tail rows", tokens_of(group.draw(f"t{tokens}"), (tokens, 3)), flags=[f.TAIL_ROWS])
+        group.add(
+            f"tokens-{tokens}", "tail rows", tokens_of(group.draw(f"t{tokens}"), (tokens, 3)), flags=[f.TAIL_ROWS]
+        )
     for features in (31, 33, 64, 127):
-        group.add(f"features-{features}", "sizes around vector widths", tokens_of(group.draw(f"f{features}"), (1, features)),
-                  flags=[f.TAIL_COLUMNS])  # fmt: skip
+        group.add(
+            f"features-{features}",
+            "sizes around vector widths",
+            tokens_of(group.draw(f"f{features}"), (1, features)),
+            flags=[f.TAIL_COLUMNS],
+        )
     draw = group.draw("values")
     base = tokens_of(draw, (4, 6))
     unlike = np.ldexp(base["x"], [[-14], [-9], [0], [20]]).astype(np.float32)
-    group.add("unlike-rows", "tokens of unlike magnitude: epsilon counts in the small ones", {**base, "x": unlike},
-              flags=[f.TOKEN_SCALE, f.EPSILON, f.UNLIKE_ROWS])  # fmt: skip
+    group.add(
+        "unlike-rows",
+        "tokens of unlike magnitude: epsilon counts in the small ones",
+        {**base, "x": unlike},
+        flags=[f.TOKEN_SCALE, f.EPSILON, f.UNLIKE_ROWS],
+    )
     zero = base["x"].copy()
     zero[2] = 0
     group.add("zero-row", "a token of zeros gives zeros", {**base, "x": zero}, flags=[f.EPSILON])
@@ -90,7 +136,9 @@ def _rounded() -> Group:
     half["x"] = half["x"] * np.float16(512)
     group.add("float16-squares", "float16 squares overflow unless they are float32 inside", half, flags=[f.ACCUMULATOR])
     for eps in (1e-12, 1e-5, 0.5):
-        group.add(f"eps-{eps:g}", "other epsilons", {**base, "x": base["x"] * np.float32(0.01)}, eps=eps, flags=[f.EPSILON])
+        group.add(
+            f"eps-{eps:g}", "other epsilons", {**base, "x": base["x"] * np.float32(0.01)}, eps=eps, flags=[f.EPSILON]
+        )
     nan = base["x"].copy()
     nan[1, 2] = np.nan
     group.add("nan", "NaN fills its token and no other", {**base, "x": nan}, flags=[f.NAN_ROW])
@@ -105,8 +153,12 @@ def _strict() -> Group:
         name = f"{tokens}x{features}"
         inputs = tokens_of(group.draw(name), (tokens, features))
         inputs["x"] *= np.float32(1.3)
-        group.add(name, "hsum, one division, one root, one division, two products", inputs,
-                  flags=[f.SUM_ORDER, f.ROOT, f.RECIPROCAL, f.FUSED_MULTIPLY_ADD])  # fmt: skip
+        group.add(
+            name,
+            "hsum, one division, one root, one division, two products",
+            inputs,
+            flags=[f.SUM_ORDER, f.ROOT, f.RECIPROCAL, f.FUSED_MULTIPLY_ADD],
+        )
     draw = group.draw("values")
     wide = tokens_of(draw, (4, 13), low=-20, high=20)
     group.add("wide", "magnitudes 2^40 apart: the order of the sum shows", wide, flags=[f.SUM_ORDER])
@@ -149,28 +201,54 @@ def _gradients() -> Iterator[Group]:
     rounded.add("unlike-rows", "tokens of unlike magnitude", {**base, "x": unlike}, flags=[f.UNLIKE_ROWS])
     for tokens in (17, 65):
         draw = rounded.draw(f"t{tokens}")
-        rounded.add(f"tokens-{tokens}", "dweight sums over all tokens",
-                    {**tokens_of(draw, (tokens, 2)), "dy": draw.reals("dy", (tokens, 2))}, flags=[f.TAIL_ROWS])  # fmt: skip
+        rounded.add(
+            f"tokens-{tokens}",
+            "dweight sums over all tokens",
+            {**tokens_of(draw, (tokens, 2)), "dy": draw.reals("dy", (tokens, 2))},
+            flags=[f.TAIL_ROWS],
+        )
     parallel = {**base, "dy": base["x"].copy(), "weight": filled((6,), 1.0)}
     rounded.add("parallel", "dy along x: dx nearly cancels", parallel, flags=[f.CANCELLATION])
-    rounded.add("axes", "leading axes", {"x": base["x"].reshape(2, 2, 6), "weight": base["weight"], "dy": base["dy"].reshape(2, 2, 6)},
-                flags=[f.LEADING_AXES], eps=1e-5)  # fmt: skip
+    rounded.add(
+        "axes",
+        "leading axes",
+        {"x": base["x"].reshape(2, 2, 6), "weight": base["weight"], "dy": base["dy"].reshape(2, 2, 6)},
+        flags=[f.LEADING_AXES],
+        eps=1e-5,
+    )
     yield rounded
 
 
 def _invalid() -> Iterator[Group]:
     group = Group("rms_norm", "invalid", "invalid", "rms_norm")
     good = {"x": filled((2, 4), 1.0), "weight": filled((4,), 1.0)}
-    group.add("weight-one", "a weight that would broadcast", {**good, "weight": filled((1,), 1.0)}, error="ShapeError",
-              flags=[f.BROADCAST])  # fmt: skip
-    group.add("weight-matrix", "a weight per token", {**good, "weight": filled((2, 4), 1.0)}, error="ShapeError",
-              flags=[f.BROADCAST])  # fmt: skip
+    group.add(
+        "weight-one",
+        "a weight that would broadcast",
+        {**good, "weight": filled((1,), 1.0)},
+        error="ShapeError",
+        flags=[f.BROADCAST],
+    )
+    group.add(
+        "weight-matrix",
+        "a weight per token",
+        {**good, "weight": filled((2, 4), 1.0)},
+        error="ShapeError",
+        flags=[f.BROADCAST],
+    )
     group.add("weight-long", "another number of features", {**good, "weight": filled((5,), 1.0)}, error="ShapeError")
     group.add("x-integer", "x is float", {**good, "x": filled((2, 4), 1, "int32")}, error="DTypeError")
     group.add("x-scalar", "x has no feature axis", {**good, "x": filled((), 1.0)}, error="ShapeError")
     yield group
     strict = Group("rms_norm", "invalid-strict", "invalid", "rms_norm.strict")
-    strict.add("float64", "strict arithmetic is float32", {**good, "x": filled((2, 4), 1.0, "float64")}, error="DTypeError")
-    strict.add("weight", "a weight that would broadcast", {**good, "weight": filled((1,), 1.0)}, error="ShapeError",
-               flags=[f.BROADCAST])  # fmt: skip
+    strict.add(
+        "float64", "strict arithmetic is float32", {**good, "x": filled((2, 4), 1.0, "float64")}, error="DTypeError"
+    )
+    strict.add(
+        "weight",
+        "a weight that would broadcast",
+        {**good, "weight": filled((1,), 1.0)},
+        error="ShapeError",
+        flags=[f.BROADCAST],
+    )
     yield strict

@@ -119,9 +119,11 @@ def _rounded() -> Group:
         flags=[f.EPSILON],
     )
     group.add(
-        "negative-zeros", "zeros of both signs count in the mean", {"w": listed([-0.0, 0.0, 3.0, -2.0])},
+        "negative-zeros",
+        "zeros of both signs count in the mean",
+        {"w": listed([-0.0, 0.0, 3.0, -2.0])},
         flags=[f.NEGATIVE_ZERO],
-    )  # fmt: skip
+    )
     group.add(
         "sparse", "one weight in 24 is not zero: gamma is small", {"w": np.eye(1, 24, 5, dtype=np.float32) * 0.75}
     )
@@ -164,18 +166,26 @@ def _gradient() -> Iterator[Group]:
         group.add(
             f"{dtype}-identity",
             "without a clip the gradient is handed on unchanged, whatever gamma is",
-            {"w": group.draw(dtype + "i").reals("w", (3, 4), dtype), "dq": group.draw(dtype + "i").reals("dq", (3, 4), dtype)},
+            {
+                "w": group.draw(dtype + "i").reals("w", (3, 4), dtype),
+                "dq": group.draw(dtype + "i").reals("dq", (3, 4), dtype),
+            },
             flags=[f.STRAIGHT_THROUGH],
         )
     group.add(
-        "rule-round", "the other rule has the same gradient",
-        {"w": listed([0.4, -0.6, 1.5]), "dq": listed([1.0, 2.0, 3.0])}, rule="round", ste_clip=1.0,
-    )  # fmt: skip
+        "rule-round",
+        "the other rule has the same gradient",
+        {"w": listed([0.4, -0.6, 1.5]), "dq": listed([1.0, 2.0, 3.0])},
+        rule="round",
+        ste_clip=1.0,
+    )
     group.add(
-        "clip-zero", "a clip of 0 leaves the gradient of zeros only",
+        "clip-zero",
+        "a clip of 0 leaves the gradient of zeros only",
         {"w": listed([0.0, -0.0, 2.0**-149]), "dq": listed([1.0, -2.0, 3.0])},
-        flags=[f.CLIP_BOUNDARY], ste_clip=0.0,
-    )  # fmt: skip
+        flags=[f.CLIP_BOUNDARY],
+        ste_clip=0.0,
+    )
     yield group
     value = Group("ternary", "exact-ste", "exact", "ternary_ste")
     for dtype in FLOATS:
@@ -202,8 +212,13 @@ def _invalid() -> Iterator[Group]:
     pack = Group("ternary", "invalid-pack", "invalid", "pack_ternary")
     for code in (2, -2, 127, -128):
         q = np.array([0, 1, code, -1, 0], dtype=np.int8)
-        pack.add(f"code-{code}".replace("--", "-minus-"), "no ternary code", {"q": q}, error="ParameterError",
-                 flags=[f.SILENT_DEFAULT])  # fmt: skip
+        pack.add(
+            f"code-{code}".replace("--", "-minus-"),
+            "no ternary code",
+            {"q": q},
+            error="ParameterError",
+            flags=[f.SILENT_DEFAULT],
+        )
     pack.add("floats", "codes are int8", {"q": listed([1.0, 0.0])}, error="DTypeError")
     yield pack
     unpack = Group("ternary", "invalid-unpack", "invalid", "unpack_ternary")
@@ -215,8 +230,9 @@ def _invalid() -> Iterator[Group]:
         ("padding-3", "code 3 in the padding", [0b11010101], 1),
     ]
     for name, comment, data, k in bad:
-        unpack.add(name, comment, {"packed": np.array(data, dtype=np.uint8)}, error="FormatError", k=k,
-                   flags=[f.PADDING_BITS])  # fmt: skip
+        unpack.add(
+            name, comment, {"packed": np.array(data, dtype=np.uint8)}, error="FormatError", k=k, flags=[f.PADDING_BITS]
+        )
     five = np.full((2, 2), 0b01010101, dtype=np.uint8)
     unpack.add("too-short", "two bytes for nine codes", {"packed": five}, error="ShapeError", k=9)
     unpack.add("too-long", "two bytes for four codes", {"packed": five}, error="ShapeError", k=4)
