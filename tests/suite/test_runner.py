@@ -145,9 +145,8 @@ def test_misbehaviour_fails(run, toys, body, message):
 
 
 def test_a_cached_first_answer_fails(run, toys):
-    found = run(make(toys, caching()))
-    assert outcomes(found)[0] == "pass"
-    assert outcomes(found)[1] == "fail"
+    # From the first case on: what was cached is the answer to other values in the same memory.
+    assert outcomes(run(make(toys, caching())))[:2] == ["fail", "fail"]
 
 
 def test_integers_equal_to_a_poison_are_not_called_unwritten(toys, tmp_path):
@@ -255,7 +254,7 @@ def test_a_refusal_may_not_depend_on_values(run, toys):
 
     found = run(make(toys, choosy))
     assert outcomes(found) == ["pass", "fail", "pass", "pass"]
-    assert "refused (not this one)" in found.outcomes[1].message
+    assert "(not this one), though" in found.outcomes[1].message
 
 
 def test_a_skip_that_comes_late_is_a_failure(run, toys):

@@ -1,5 +1,9 @@
 """Memory that notices: poisoned outputs between guard zones, inputs whose every byte is remembered.
 
+What stands in an output when the backend returns is the answer: it is copied at once, and a change that comes later,
+from a thread that went on, is seen. Inputs can be disguised: the same memory with other values, so that a backend that
+remembers answers by shape or address remembers a wrong one.
+
 An output array is a window into a larger buffer. Before a run the window is filled with a poison that no arithmetic
 produces (NaNs with a payload; a byte pattern for integers) and both sides with a guard pattern. Integers can equal
 their poison by chance, so an element counts as never written only if two runs with two poisons both left it.
@@ -63,6 +67,24 @@ class GuardedOutput:
         window = self._buffer[guard : guard + size]
         window.view(f"u{dtype.itemsize}")[...] = self._poison
         self.array: Array = window.view(dtype).reshape(output.shape)
+        self._answer: Array | None = None
+
+    def poison(self) -> None:
+        """Poison the window again, after a run whose answer does not matter."""
+        bits_of(self.array)[...] = self._poison
+
+    def settle(self) -> None:
+        """The backend has returned: what stands in the window now is its answer."""
+        self._answer = self.array.copy()
+
+    @property
+    def answer(self) -> Array:
+        """What stood in the window when the backend returned."""
+        return self.array if self._answer is None else self._answer
+
+    def written_late(self) -> bool:
+        """Whether the window has changed since the backend returned."""
+        return bool((bits_of(self.array) != bits_of(self.answer)).any())
 
     def overrun(self) -> str | None:
         """Where a guard zone was written to, in elements before the start or past the end; None if nowhere."""
@@ -77,7 +99,7 @@ class GuardedOutput:
 
     def unwritten(self) -> Array:
         """bool, of the output's shape: where the poison still stands."""
-        return np.asarray(bits_of(self.array) == self._poison)
+        return np.asarray(bits_of(self.answer) == self._poison)
 
 
 class WatchedInputs:
@@ -95,6 +117,26 @@ class WatchedInputs:
             base, view = _scatter(array) if strided and array.ndim and array.size else (array, array)
             self._bases[name], self.arrays[name] = base, view
         self._before = {name: base.tobytes() for name, base in self._bases.items()}
+
+    def disguise(self) -> bool:
+        """Move the values of every input along its first axis that allows it; False if that changes nothing.
+
+        Values stay those of the same column, so that ids, codes, packed rows and lengths stay valid.
+        """
+        changed = False
+        for name, array in self.arrays.items():
+            # Bits of a byte string belong to its place, and so do the columns of packed weights.
+            axes = array.ndim - (array.dtype == np.uint8)
+            axis = next((i for i in range(axes) if array.shape[i] > 1), None)
+            if axis is not None:
+                array[...] = np.roll(array, 1, axis=axis)
+                changed = changed or self._bases[name].tobytes() != self._before[name]
+        return changed
+
+    def reveal(self) -> None:
+        """Put the true values back."""
+        for name, base in self._bases.items():
+            base[...] = np.frombuffer(bytearray(self._before[name]), dtype=base.dtype).reshape(base.shape)
 
     def clobbered(self) -> str | None:
         """The name of an input that no longer holds what it held; None if all do."""

@@ -1,8 +1,10 @@
-"""Run vectors against a backend, three times each, and believe nothing that it could have faked.
+"""Run vectors against a backend, again and again, and believe nothing that it could have faked.
 
 Every case runs twice on contiguous inputs, which must give the same bits, and once on strided inputs, which must keep
-to the rule. Outputs are poisoned and guarded, inputs remembered (``walsh.suite.guard``); expected values are decoded
-only after the backend is done. An invalid case must raise the right error and leave its outputs untouched.
+to the rule. Before the first, the same memory holds other values and the answer is thrown away: whoever caches it is
+found out. Outputs are poisoned and guarded, inputs remembered (``walsh.suite.guard``); expected values, the clock and
+the judge are sealed while the backend runs (``walsh.suite.seal``). An invalid case must raise the right error and leave
+its outputs untouched.
 
 Outcomes: ``pass``; ``fail``, a wrong answer; ``error``, no answer; ``skip``, a refusal by call, dtype, shape or
 parameter; ``xfail`` and ``xpass``, a deviation that held and one that no longer does.
@@ -10,7 +12,6 @@ parameter; ``xfail`` and ``xpass``, a deviation that held and one that no longer
 
 from __future__ import annotations
 
-import time
 import traceback
 import warnings
 from collections import Counter
@@ -25,6 +26,7 @@ from walsh.suite.comparer import Comparison, compare
 from walsh.suite.deviations import Deviations
 from walsh.suite.guard import GuardedOutput, WatchedInputs, bits_of, misbehaviour
 from walsh.suite.policy import Policy
+from walsh.suite.seal import perf_counter, sealed
 from walsh.suite.tensors import Array
 from walsh.suite.vectors import SMOKE, Case, ExpectedError, decode_params
 
@@ -124,24 +126,43 @@ class _Attempt:
     seconds: float
 
 
-def _attempt(backend: Backend, case: Case, which: int, strided: bool) -> _Attempt:
+def _attempt(backend: Backend, case: Case, which: int, strided: bool, rehearse: bool = False) -> _Attempt:
     inputs = WatchedInputs(case.load_inputs(), strided)
     outputs = {name: GuardedOutput(output, which) for name, output in case.outputs.items()}
-    arrays = {name: output.array for name, output in outputs.items()}
-    answer, error, trace = None, None, ""
-    started = time.perf_counter()
-    try:
-        with warnings.catch_warnings():
-            # An overflow that a vector provokes is judged by its result, not by the warning on the way.
-            warnings.simplefilter("ignore")
-            answer = backend.run(case.op, decode_params(case.params), inputs.arrays, arrays)
-    except AdapterBroken:
-        raise
-    except (Exception, SystemExit) as caught:
-        error, trace = caught, traceback.format_exc()
-    seconds = time.perf_counter() - started
-    problem = misbehaviour(inputs, outputs)
+    cheated, answered = "", False
+    if rehearse and inputs.disguise():
+        refusal, failed, _, cheated, _ = _call(backend, case, inputs, outputs)
+        answered = refusal is None and failed is None
+        inputs.reveal()
+        for output in outputs.values():
+            output.poison()
+    answer, error, trace, violation, seconds = _call(backend, case, inputs, outputs)
+    problem = cheated or violation or misbehaviour(inputs, outputs)
+    if answered and answer is not None:
+        problem = problem or f"skipped ({answer.reason}), though it answered other values of the same shapes"
     return _Attempt(outputs, answer, error, trace, problem, seconds)
+
+
+def _call(
+    backend: Backend, case: Case, inputs: WatchedInputs, outputs: Mapping[str, GuardedOutput]
+) -> tuple[Skip | None, BaseException | None, str, str, float]:
+    """One call under seal: its answer, error, traceback, violation and seconds."""
+    params, arrays = decode_params(case.params), {name: output.array for name, output in outputs.items()}
+    answer, error, trace = None, None, ""
+    with warnings.catch_warnings(), sealed(backend, case.folder) as violations:
+        # An overflow that a vector provokes is judged by its result, not by the warning on the way.
+        warnings.simplefilter("ignore")
+        started = perf_counter()
+        try:
+            answer = backend.run(case.op, params, inputs.arrays, arrays)
+        except AdapterBroken:
+            raise
+        except (Exception, SystemExit) as caught:
+            error, trace = caught, traceback.format_exc()
+        seconds = perf_counter() - started
+        for output in outputs.values():
+            output.settle()
+    return answer, error, trace, f"the backend {violations[0]} while it ran" if violations else "", seconds
 
 
 def run_case(
@@ -164,7 +185,7 @@ def run_case(
     refusal = _declared_refusal(description, case)
     if refusal:
         return Outcome(name, case, "skip", refusal)
-    attempts = [_attempt(backend, case, 0, strided=False)]
+    attempts = [_attempt(backend, case, 0, strided=False, rehearse=isinstance(case.expected, Mapping))]
     first = attempts[0]
     if isinstance(first.answer, Skip) and not first.problem and first.error is None:
         link = f" ({first.answer.link})" if first.answer.link else ""
@@ -174,7 +195,7 @@ def run_case(
         attempts.append(_attempt(backend, case, 0, strided=True))
     judge = _judge_error if isinstance(case.expected, ExpectedError) else _judge_values
     outcome = judge(case, attempts, policy, description)
-    actual = {key: output.array for key, output in first.outputs.items()} if keep else {}
+    actual = {key: output.answer for key, output in first.outputs.items()} if keep else {}
     seconds = sum(attempt.seconds for attempt in attempts)
     return replace(outcome, seconds=seconds, actual=actual)
 
@@ -197,6 +218,11 @@ def _judge_values(case: Case, attempts: list[_Attempt], policy: Policy, descript
     for index, attempt in enumerate(attempts):
         if attempt.problem:
             return Outcome(name, case, "fail", _label(index) + attempt.problem)
+        late = next((key for key, output in attempt.outputs.items() if output.written_late()), None)
+        if late is not None:
+            return Outcome(
+                name, case, "fail", f"{_label(index)}{late} was still written after the backend had returned"
+            )
         if attempt.error is not None:
             # A result of the wrong shape is an answer, and a wrong one; anything else is no answer at all.
             kind = "fail" if OutputMismatch.__name__ in error_names(attempt.error) else "error"
@@ -223,7 +249,7 @@ def _compare_all(case: Case, attempt: _Attempt, policy: Policy, name: str, own: 
     for key, expected in case.expected.items():
         budget = policy.budget(case, case.outputs[key].dtype, name, own)
         try:
-            yield compare(key, attempt.outputs[key].array, case.outputs[key], expected, budget)
+            yield compare(key, attempt.outputs[key].answer, case.outputs[key], expected, budget)
         except VectorError as error:
             raise VectorError(f"{case.name}: {error}") from None
 
@@ -239,7 +265,7 @@ def _never_written(first: _Attempt, second: _Attempt) -> str:
 
 def _differ(first: _Attempt, second: _Attempt) -> str:
     for key in first.outputs:
-        wrong = bits_of(first.outputs[key].array) != bits_of(second.outputs[key].array)
+        wrong = bits_of(first.outputs[key].answer) != bits_of(second.outputs[key].answer)
         if wrong.any():
             return f"{key} had different bits on a second run ({int(wrong.sum())} of {wrong.size} elements)"
     return ""

@@ -27,6 +27,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from walsh.errors import VectorError
+from walsh.suite.seal import require_unsealed
 
 Array = NDArray[Any]
 
@@ -212,6 +213,7 @@ def decode(spec: Mapping[str, Any], folder: Path) -> Array:
 
 
 def _decode_file(spec: Mapping[str, Any], folder: Path) -> Array:
+    require_unsealed("a tensor of the suite")
     path, key = folder / spec["file"]["path"], spec["file"]["key"]
     try:
         status = path.stat()

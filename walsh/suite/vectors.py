@@ -23,6 +23,7 @@ from walsh.errors import ERRORS, VectorError
 from walsh.suite import tensors
 from walsh.suite.catalog import CALLS, Call
 from walsh.suite.schema import check, dump_canonical, load_canonical
+from walsh.suite.seal import require_unsealed
 from walsh.suite.tensors import Array
 
 MIN_CASES = 400
@@ -52,12 +53,25 @@ class Output:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True)
 class Expected:
-    """What one output must be: an encoded tensor and the rule by which it is compared."""
+    """What one output must be: an encoded tensor and the rule by which it is compared; shut while a backend runs.
 
-    spec: Mapping[str, Any]
-    folder: Path
+    Attributes:
+        folder: where its file lies, if it has one.
+    """
+
+    def __init__(self, spec: Mapping[str, Any], folder: Path) -> None:
+        self.__spec, self.folder = spec, folder
+
+    @property
+    def spec(self) -> Mapping[str, Any]:
+        """The encoded tensor with its rule.
+
+        Raises:
+            walsh.suite.seal.Sealed: while a backend runs.
+        """
+        require_unsealed("the expected value")
+        return self.__spec
 
     @property
     def rule(self) -> str:
@@ -231,6 +245,7 @@ def read_group(path: Path) -> list[Case]:
     Raises:
         VectorError: if the file is malformed, not canonical, or contradicts the catalogue.
     """
+    require_unsealed("a file of vectors")
     where = f"{path.parent.name}/{path.name}"
     document = load_canonical(_read(path, where), where)
     check("vector", document, where)
