@@ -1,0 +1,102 @@
+//! Keys and values of one layer and one sequence as int8 codes with one r per token and head (SPEC.md, *kv_cache*).
+//!
+//! A fixed arena, laid out for `attention`. Per head, keys in tiles of four positions: pair p of features of position t
+//! stands at `tile * 4 d + 8 p + 2 (t mod 4)`, so that one load widens to the operand of a dot product whose lanes are
+//! positions. Values in blocks of 32 positions: features 4 g .. 4 g + 3 of position t at `block * 32 d + 128 g + 4 (t mod
+//! 32)`, so that the tree of `psum` reads with constant offsets. d is padded to 8 with zeros, the capacity to 32.
+
+use crate::activations::quantize;
+use crate::arithmetic::round_up;
+use crate::error::{Result, checked_product, require, try_vec};
+
+/// Cache of one layer for one sequence.
+#[derive(Clone)]
+pub struct KvCache {
+    pub(crate) heads: usize,
+    pub(crate) head_dim: usize,
+    /// d rounded up to 8.
+    pub(crate) width: usize,
+    capacity: usize,
+    /// Capacity rounded up to 32.
+    pub(crate) slots: usize,
+    length: usize,
+    pub(crate) keys: Vec<i8>,
+    pub(crate) values: Vec<i8>,
+    /// [H, slots]
+    pub(crate) key_worth: Vec<f32>,
+    pub(crate) value_worth: Vec<f32>,
+    codes: Vec<i16>,
+}
+
+impl KvCache {
+    /// An empty cache for `capacity` tokens of H heads of d features.
+    pub fn new(capacity: usize, heads: usize, head_dim: usize) -> Result<Self> {
+        require!(heads > 0 && head_dim > 0, Parameter, "{heads} heads of {head_dim}: expected at least 1 of each");
+        require!(capacity < 1 << 30 && head_dim < 1 << 20, Capacity, "capacity {capacity}, head dim {head_dim}: too large");
+        let (width, slots) = (round_up(head_dim, 8), round_up(capacity.max(1), 32));
+        let size = checked_product(&[heads, slots, width])?;
+        Ok(Self {
+            heads,
+            head_dim,
+            width,
+            capacity,
+            slots,
+            length: 0,
+            keys: try_vec(size, 0)?,
+            values: try_vec(size, 0)?,
+            key_worth: try_vec(heads * slots, 0.0)?,
+            value_worth: try_vec(heads * slots, 0.0)?,
+            codes: try_vec(width, 0)?,
+        })
+    }
+
+    /// Tokens held.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Bytes that the arena takes.
+    pub fn bytes(&self) -> usize {
+        2 * self.keys.len() + 8 * self.key_worth.len()
+    }
+
+    /// Add one token: k and v [H, d]. On an error the cache is as it was.
+    pub fn append(&mut self, k: &[f32], v: &[f32]) -> Result<()> {
+        let t = self.length;
+        require!(
+            t < self.capacity,
+            Capacity,
+            "{} tokens in a cache of capacity {}: truncate, reset or enlarge it",
+            t + 1,
+            self.capacity
+        );
+        let (d, width) = (self.head_dim, self.width);
+        require!(k.len() == self.heads * d && v.len() == k.len(), Shape, "{} features: expected {} x {d}", k.len(), self.heads);
+        for h in 0..self.heads {
+            let r = quantize(&k[h * d..][..d], &mut self.codes[..d])?;
+            self.key_worth[h * self.slots + t] = r;
+            let base = h * self.slots * width + t / 4 * 4 * width + 2 * (t % 4);
+            for (pair, place) in self.codes.chunks_exact(2).zip(self.keys[base..].chunks_mut(8)) {
+                place[0] = pair[0] as i8;
+                place[1] = pair[1] as i8;
+            }
+            let r = quantize(&v[h * d..][..d], &mut self.codes[..d])?;
+            self.value_worth[h * self.slots + t] = r;
+            let base = h * self.slots * width + t / 32 * 32 * width + 4 * (t % 32);
+            for (four, place) in self.codes.chunks_exact(4).zip(self.values[base..].chunks_mut(128)) {
+                for (code, place) in four.iter().zip(place) {
+                    *place = *code as i8;
+                }
+            }
+        }
+        self.length = t + 1;
+        Ok(())
+    }
+
+    /// Forget all but the first `length` tokens.
+    pub fn truncate(&mut self, length: usize) -> Result<()> {
+        require!(length <= self.length, Range, "length {length}: expected 0 .. {}", self.length);
+        self.length = length;
+        Ok(())
+    }
+}

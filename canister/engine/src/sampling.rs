@@ -1,0 +1,259 @@
+//! Sampling (SPEC.md, *sampling*).
+//!
+//! ```text
+//! l = logits with the repetition penalty;                  temperature 0: the argmax, lowest id first
+//! l = l / temperature, sorted by (l descending, id ascending), the first top_k kept
+//! p = exp(l - max) / hsum(exp(l - max));  cum = running sums in sorted order;  shortest prefix with cum >= top_p kept
+//! the answer is the first kept id with cum > u * total,    u = uniform(seed, position)
+//! ```
+
+use crate::arithmetic::{exp, hsum_in_place};
+use crate::error::{Result, require, try_vec};
+
+/// How to draw.
+#[derive(Clone, Copy, Debug)]
+pub struct Sampling {
+    /// 0 for the argmax.
+    pub temperature: f32,
+    /// How many of the likeliest ids are kept; 0: all.
+    pub top_k: usize,
+    /// The probability at which the kept prefix ends.
+    pub top_p: f32,
+    /// Above 1 makes ids of the history less likely.
+    pub repetition_penalty: f32,
+    /// Of the stateless generator.
+    pub seed: u64,
+}
+
+impl Sampling {
+    /// Refuse parameters outside their domain.
+    pub fn check(&self) -> Result<()> {
+        let Self { temperature, top_p, repetition_penalty, .. } = *self;
+        require!(temperature >= 0.0, Parameter, "temperature {temperature}: expected 0 (greedy) or more");
+        require!(top_p > 0.0 && top_p <= 1.0, Parameter, "top_p {top_p}: expected more than 0 and at most 1");
+        require!(
+            repetition_penalty > 0.0 && repetition_penalty.is_finite(),
+            Parameter,
+            "repetition_penalty {repetition_penalty}: expected a finite number above 0"
+        );
+        Ok(())
+    }
+}
+
+/// mix(seed + (position + 1) * golden) >> 40, times 2^-24 (splitmix64): a multiple of 2^-24 in [0, 1).
+pub fn uniform(seed: u64, position: u64) -> f32 {
+    let mut z = seed.wrapping_add(position.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^= z >> 31;
+    (z >> 40) as f32 * (1.0 / 16_777_216.0)
+}
+
+/// Scratch of sampling; grows to the vocabulary.
+#[derive(Default)]
+pub struct Scratch {
+    logits: Vec<f32>,
+    seen: Vec<bool>,
+    keys: Vec<u64>,
+    spare: Vec<u64>,
+    e: Vec<f32>,
+}
+
+/// Draw one token from logits [V]; `history` holds ids, negative ones unused.
+pub fn sample(
+    logits: &[f32],
+    history: &[i64],
+    sampling: &Sampling,
+    position: u64,
+    scratch: &mut Scratch,
+) -> Result<usize> {
+    sampling.check()?;
+    require!(!logits.is_empty(), Shape, "no logits: expected at least one");
+    let vocabulary = logits.len();
+    let finite = logits.iter().map(|l| l.to_bits() & 0x7fff_ffff).max().unwrap_or(0) < 0x7f80_0000;
+    require!(finite, NonFinite, "logits hold NaN or infinity: expected finite numbers");
+    scratch.logits.clear();
+    scratch.logits.extend_from_slice(logits);
+    let penalty = sampling.repetition_penalty;
+    scratch.seen.clear();
+    scratch.seen.resize(vocabulary, false);
+    for &id in history {
+        require!((-1..vocabulary as i64).contains(&id), Range, "history holds {id}: expected -1 .. {}", vocabulary - 1);
+        if id >= 0 && !scratch.seen[id as usize] {
+            scratch.seen[id as usize] = true;
+            let l = &mut scratch.logits[id as usize];
+            *l = if *l > 0.0 { *l / penalty } else { *l * penalty };
+        }
+    }
+    if sampling.temperature == 0.0 {
+        return Ok(argmax(&scratch.logits));
+    }
+    scratch.logits.iter_mut().for_each(|l| *l /= sampling.temperature);
+    sort(scratch, sampling.top_k)?;
+    draw(scratch, sampling.top_p, uniform(sampling.seed, position))
+}
+
+/// The first of the largest.
+fn argmax(logits: &[f32]) -> usize {
+    let mut best = 0;
+    for (id, l) in logits.iter().enumerate() {
+        if *l > logits[best] {
+            best = id;
+        }
+    }
+    best
+}
+
+/// Larger for smaller floats, equal for both zeros: sorting (key, id) upwards sorts by (l descending, id ascending).
+fn descending_key(l: f32) -> u32 {
+    let bits = (l + 0.0).to_bits();
+    if bits >> 31 == 1 { bits } else { !bits & 0x7fff_ffff }
+}
+
+/// The kept ids in order, in `keys` (id in the low half).
+fn sort(scratch: &mut Scratch, top_k: usize) -> Result<()> {
+    let vocabulary = scratch.logits.len();
+    scratch.keys.clear();
+    scratch.keys.extend(scratch.logits.iter().enumerate().map(|(id, &l)| u64::from(descending_key(l)) << 32 | id as u64));
+    if top_k > 0 && top_k < vocabulary {
+        scratch.keys.select_nth_unstable(top_k - 1);
+        scratch.keys.truncate(top_k);
+    }
+    if scratch.keys.len() <= 256 {
+        scratch.keys.sort_unstable();
+    } else {
+        radix_sort(&mut scratch.keys, &mut scratch.spare);
+    }
+    Ok(())
+}
+
+/// Sort by the upper half, stably: after a selection ids may be out of order, so their bytes are sorted first.
+fn radix_sort(keys: &mut Vec<u64>, spare: &mut Vec<u64>) {
+    spare.clear();
+    spare.resize(keys.len(), 0);
+    for shift in (0..64).step_by(8) {
+        let mut counts = [0usize; 256];
+        keys.iter().for_each(|key| counts[(key >> shift & 255) as usize] += 1);
+        if counts.iter().any(|&count| count == keys.len()) {
+            continue;
+        }
+        let mut next = 0;
+        for count in &mut counts {
+            (*count, next) = (next, next + *count);
+        }
+        for &key in keys.iter() {
+            let place = &mut counts[(key >> shift & 255) as usize];
+            spare[*place] = key;
+            *place += 1;
+        }
+        std::mem::swap(keys, spare);
+    }
+}
+
+fn draw(scratch: &mut Scratch, top_p: f32, u: f32) -> Result<usize> {
+    let id = |key: u64| (key & 0xffff_ffff) as usize;
+    let vocabulary = scratch.logits.len();
+    let max = scratch.logits[id(scratch.keys[0])];
+    scratch.e.clear();
+    scratch.e.extend(scratch.keys.iter().map(|&key| exp(scratch.logits[id(key)] - max)));
+    let total = if scratch.keys.len() * 16 < vocabulary {
+        sparse_hsum(scratch.keys.iter().map(|&key| id(key)).zip(scratch.e.iter().copied()).collect(), vocabulary)
+    } else {
+        let mut dense = try_vec(vocabulary, 0.0f32)?;
+        scratch.keys.iter().zip(&scratch.e).for_each(|(&key, &e)| dense[id(key)] = e);
+        hsum_in_place(&mut dense)
+    };
+    let (mut cum, mut kept) = (0.0f32, scratch.e.len());
+    for (i, e) in scratch.e.iter_mut().enumerate() {
+        let p = *e / total;
+        cum = if i == 0 { p } else { cum + p };
+        *e = cum;
+        if cum >= top_p {
+            kept = i + 1;
+            break;
+        }
+    }
+    let cums = &scratch.e[..kept];
+    let threshold = u * cums[kept - 1];
+    let chosen = cums.iter().position(|&cum| cum > threshold).unwrap_or(kept - 1);
+    Ok(id(scratch.keys[chosen]))
+}
+
+/// hsum over 0 .. length - 1 of a few (index, value), +0 elsewhere.
+///
+/// Halving adds index i and i + half: numbers meet when their low bits agree. Ordered by reversed bits, those that meet
+/// next are neighbours at every level.
+fn sparse_hsum(mut terms: Vec<(usize, f32)>, length: usize) -> f32 {
+    let bits = length.next_power_of_two().trailing_zeros();
+    terms.sort_unstable_by_key(|&(index, _)| (index as u32).reverse_bits());
+    for level in (0..bits).rev() {
+        let mask = (1usize << level) - 1;
+        let mut merged: Vec<(usize, f32)> = Vec::with_capacity(terms.len());
+        for (index, value) in terms {
+            match merged.last_mut() {
+                Some((last, sum)) if *last == index & mask => *sum += value,
+                _ => merged.push((index & mask, value)),
+            }
+        }
+        terms = merged;
+    }
+    terms.first().map_or(0.0, |&(_, sum)| sum) + 0.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plain(temperature: f32) -> Sampling {
+        Sampling { temperature, top_k: 0, top_p: 1.0, repetition_penalty: 1.0, seed: 5 }
+    }
+
+    #[test]
+    fn greedy_takes_the_lowest_id() {
+        let mut scratch = Scratch::default();
+        assert_eq!(sample(&[0.0, 3.0, 3.0], &[], &plain(0.0), 0, &mut scratch).unwrap(), 1);
+        let penalised = Sampling { repetition_penalty: 4.0, ..plain(0.0) };
+        assert_eq!(sample(&[0.0, 3.0, 2.0], &[1, 1, -1], &penalised, 0, &mut scratch).unwrap(), 2);
+    }
+
+    #[test]
+    fn sparse_sums_equal_dense_ones() {
+        let terms: Vec<(usize, f32)> = (0..40).map(|i| (i * 1237 % 50257, 0.1 + i as f32 * 0.37)).collect();
+        let mut dense = vec![0.0; 50257];
+        terms.iter().for_each(|&(i, v)| dense[i] = v);
+        assert_eq!(sparse_hsum(terms, 50257).to_bits(), hsum_in_place(&mut dense).to_bits());
+    }
+
+    #[test]
+    fn sorting_is_by_logit_then_id() {
+        let logits: Vec<f32> = (0..1000).map(|i| ((i * 7919 % 31) as f32 - 15.0) * 0.5).collect();
+        let mut expected: Vec<usize> = (0..1000).collect();
+        expected.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
+        for top_k in [0, 5, 600, 1000, 2000] {
+            let mut scratch = Scratch { logits: logits.clone(), ..Scratch::default() };
+            sort(&mut scratch, top_k).unwrap();
+            let ids: Vec<usize> = scratch.keys.iter().map(|key| (key & 0xffff_ffff) as usize).collect();
+            let length = if top_k == 0 { 1000 } else { top_k.min(1000) };
+            assert_eq!(ids, expected[..length]);
+        }
+        assert_eq!(descending_key(0.0), descending_key(-0.0));
+    }
+
+    #[test]
+    fn bad_parameters_are_refused() {
+        let mut scratch = Scratch::default();
+        for bad in [
+            plain(-1.0),
+            plain(f32::NAN),
+            Sampling { top_p: 0.0, ..plain(1.0) },
+            Sampling { top_p: 1.5, ..plain(1.0) },
+            Sampling { repetition_penalty: 0.0, ..plain(1.0) },
+            Sampling { repetition_penalty: f32::NAN, ..plain(1.0) },
+        ] {
+            assert!(sample(&[1.0, 2.0], &[], &bad, 0, &mut scratch).is_err());
+        }
+        assert!(sample(&[1.0, f32::NAN], &[], &plain(1.0), 0, &mut scratch).is_err());
+        assert!(sample(&[1.0, 2.0], &[2], &plain(1.0), 0, &mut scratch).is_err());
+        assert!(sample(&[], &[], &plain(1.0), 0, &mut scratch).is_err());
+    }
+}
