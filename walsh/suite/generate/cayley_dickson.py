@@ -54,8 +54,8 @@ def layer(
 ) -> dict[str, Array]:
     """x, w and beta in small integers: beta a power of two, so that it never rounds."""
     return {
-        "x": draw.integers("x", (tokens, dimension * inner), -size, size, dtype),
-        "w": draw.integers("w", (dimension, outputs, inner), -size, size, dtype),
+        "x": draw.nonzero("x", (tokens, dimension * inner), size, dtype),
+        "w": draw.nonzero("w", (dimension, outputs, inner), size, dtype),
         "beta": np.ldexp(1.0, draw.integers("beta", (outputs,), -2, 1)).astype(DTYPES[dtype]),
     }
 
@@ -150,8 +150,8 @@ def _values(group: Group) -> None:
         flags=[f.UNLIKE_ROWS],
         unproven=True,
     )
-    tiny = np.zeros((1, 24), dtype=np.float32)
-    tiny[0, ::3] = np.array([3, -1, 5, 7, 2, -9, 1, 4], dtype=np.int32) * np.float32(2.0**-149)
+    tiny = (np.arange(1, 25)[None] * np.float32(2.0**-149)).astype(np.float32)
+    tiny[0, ::3] *= -1
     group.add(
         "subnormal",
         "subnormal activations and ternary weights",
@@ -253,9 +253,9 @@ def _integers() -> Group:
             unproven=True,
         )
     group.add(
-        "int32-past-2^24".replace("^", ""),
+        "int32-past-2-24",
         "a sum past 2^24 and odd: float32 accumulation loses its last bit",
-        {"x": Paint("int8", (1, 140001), 1, 0, 3, -125), "w": Paint("int8", (1, 1, 140001), 0, 1, 2, 0)},
+        {"x": Paint("int8", (1, 280001), 1, 0, 3, -125), "w": Paint("int8", (1, 1, 280001), 1, 0, 2, 0)},
         flags=[f.ACCUMULATOR, LARGE],
     )
     group.add(

@@ -22,24 +22,24 @@ def groups() -> Iterator[Group]:
 
 def _with_de(draw: Draw, make: object, width: int, dtype: str) -> dict[str, Array]:
     inputs: dict[str, Array] = make(draw)  # type: ignore[operator]  # a partial of one of the makers above
-    return {**inputs, "de": draw.integers("de", (*inputs["ids"].shape, width), -9, 9, dtype)}
+    return {**inputs, "de": draw.nonzero("de", (*inputs["ids"].shape, width), 9, dtype)}
 
 
 def _plain_gradient(draw: Draw, ids: object, dtype: str = "float32") -> dict[str, Array]:
     given = ids_of(ids)
     return {
         "ids": given,
-        "table": draw.reals("table", (5, 3), dtype),
-        "de": draw.integers("de", (*given.shape, 3), -9, 9, dtype),
+        "table": draw.reals("table", (7, 3), dtype),
+        "de": draw.nonzero("de", (*given.shape, 3), 9, dtype),
     }
 
 
 def _head_gradient(draw: Draw, dtype: str = "float32", tokens: int = 3) -> dict[str, Array]:
-    return {**lm_inputs(draw, (tokens,), dtype=dtype), "dlogits": draw.integers("dlogits", (tokens, 5), -9, 9, dtype)}
+    return {**lm_inputs(draw, (tokens,), dtype=dtype), "dlogits": draw.nonzero("dlogits", (tokens, 5), 9, dtype)}
 
 
 def _hash_head_gradient(draw: Draw, tables: int, dtype: str = "float32", indices: bool = True) -> dict[str, Array]:
-    return {**hash_lm_inputs(draw, tables, dtype, indices), "dlogits": draw.integers("dlogits", (2, 6), -9, 9, dtype)}
+    return {**hash_lm_inputs(draw, tables, dtype, indices), "dlogits": draw.nonzero("dlogits", (2, 6), 9, dtype)}
 
 
 def _gradients_exact() -> Iterator[Group]:
@@ -70,7 +70,7 @@ def _gradients_exact() -> Iterator[Group]:
     embedding = Group("embedding", "gradient-hash-embedding", "gradient", "hash_embedding.backward", exact=True)
     for tables in (2, 3):
         for dtype in FLOATS:
-            make = partial(hashed, tables=tables, dtype=dtype, tokens=5)
+            make = partial(hashed, tables=tables, dtype=dtype)
             embedding.add(
                 f"tables-{tables}-{dtype}",
                 "every table's rows and the importance of each id",
@@ -121,11 +121,11 @@ def _gradients_rounded() -> Iterator[Group]:
     tied = Group("embedding", "gradient-rounded-hash-lm-head", "gradient", "hash_lm_head.backward")
     for dtype in FLOATS:
         draw = embedding.draw(dtype)
-        inputs = hashed(draw, 3, dtype=dtype, reals=True, tokens=5)
+        inputs = hashed(draw, 3, dtype=dtype, reals=True)
         embedding.add(
             dtype,
             "reals",
-            {**inputs, "de": draw.reals("de", (5, 3), dtype)},
+            {**inputs, "de": draw.reals("de", (7, 3), dtype)},
             scale=float(np.sqrt(3)),
             flags=[f.DUPLICATE_IDS],
         )

@@ -42,8 +42,9 @@ def _transform_exact() -> Group:
     for dtype in ("int8", "int32"):
         integers = group.draw(dtype).integers("x", (3, 16), -128, 127, dtype)
         group.add(dtype, "integers stay integers: int32", {"x": integers})
-    big = group.draw("big").integers("x", (1, 8), -(2**27), 2**27, "int32")
-    group.add("int32-large", "integers past 2^24: float32 would lose bits", {"x": big | 1}, flags=[f.ACCUMULATOR])
+    odd = group.draw("big").integers("x", (1, 8), -(2**27), 2**27, "int32") | 1
+    odd[0, 0] += 1  # so that the sums are odd, and no float32
+    group.add("int32-large", "integers past 2^24: float32 would lose bits", {"x": odd}, flags=[f.ACCUMULATOR])
     for n, shift in ((4, 0), (16, -2), (64, 3), (256, 0), (1024, -4)):
         x = Paint("float32", (2, n), 37, 5, 199, 99, shift)
         group.add(
@@ -156,8 +157,8 @@ def layer(
 ) -> dict[str, Array]:
     """Inputs of hadamard_linear in small integers, alpha and beta powers of two."""
     return {
-        "x": draw.integers("x", (tokens, n * inner), -size, size, dtype),
-        "w": draw.integers("w", (n, outputs, inner), -size, size, dtype),
+        "x": draw.nonzero("x", (tokens, n * inner), size, dtype),
+        "w": draw.nonzero("w", (n, outputs, inner), size, dtype),
         "alpha": np.ldexp(1.0, draw.integers("alpha", (n, inner), -1, 1)).astype(DTYPES[dtype]),
         "beta": np.ldexp(1.0, draw.integers("beta", (n, outputs), -1, 1)).astype(DTYPES[dtype]),
     }
@@ -203,7 +204,7 @@ def _linear_exact() -> Group:
     for shape, mark in (((8,), f.LEADING_AXES), ((2, 2, 8), f.LEADING_AXES), ((0, 8), f.EMPTY_BATCH)):
         inputs = layer(group.draw("shape"), 4, 1, 2, 3)
         name = "x".join(map(str, shape))
-        inputs["x"] = group.draw(name).integers("x", shape, -9, 9, "float32")
+        inputs["x"] = group.draw(name).nonzero("x", shape, 9, "float32")
         group.add(f"shape-{name}", "leading axes", inputs, flags=[mark])
     wide = layer(group.draw("wide"), 16, 2, 1, 17)
     group.add("k1-n17", "K = 1, N = 17", wide, flags=[f.TAIL_COLUMNS])

@@ -143,4 +143,13 @@ def _gradients() -> Iterator[Group]:
                 ste_clip=1.5,
                 flags=[f.STRAIGHT_THROUGH],
             )
+    for dtype in ("float64", "bfloat16", "float16"):
+        draw = mixed.draw(dtype)
+        inputs = clear_layer(draw, 4, 2, 2, 1, dtype)
+        mixed.add(
+            dtype,
+            "reals of another dtype",
+            {**inputs, "dy": draw.reals("dy", (2, 4), dtype)},
+            flags=[f.STRAIGHT_THROUGH],
+        )
     yield mixed

@@ -73,6 +73,11 @@ class Draw:
         values = ((self.words(name, math.prod(shape)) >> np.uint64(16)) % span).astype(np.int64) + low
         return values.reshape(tuple(shape)).astype(DTYPES[dtype])
 
+    def nonzero(self, name: str, shape: Sequence[int], size: int, dtype: str = "int64") -> Array:
+        """Integers -size <= i <= size but 0: a factor of 0 would hide the other one."""
+        values = self.integers(name, shape, -size, size)
+        return np.where(values == 0, size, values).astype(DTYPES[dtype])
+
     def codes(self, name: str, shape: Sequence[int], dtype: str = "int8") -> Array:
         """Ternary codes, a third of each."""
         return self.integers(name, shape, -1, 1, dtype)
