@@ -146,10 +146,10 @@ class TrainingConfig(_Section):
             )
         if "vocab_size" in self.model:
             raise ValueError("model.vocab_size: leave it out; the tokenizer decides it")
-        self.model_config(vocab_size=2)  # what is wrong in it is said now, not after hours of preparing data
+        self.make_model_config(vocab_size=2)  # what is wrong in it is said now, not after hours of preparing data
         return self
 
-    def model_config(self, vocab_size: int) -> WalshConfig:
+    def make_model_config(self, vocab_size: int) -> WalshConfig:
         """The model's configuration for a tokenizer of this size."""
         return WalshConfig.from_dict({**self.model, "vocab_size": vocab_size})
 

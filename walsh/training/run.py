@@ -1,0 +1,96 @@
+"""A whole run from a configuration: data prepared, model trained, results told."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from walsh.data import Dataset, open_corpus, prepare
+from walsh.model.accounting import count_parameters, packed_bytes
+from walsh.training.config import DataConfig, TrainingConfig
+from walsh.training.distributed import World
+from walsh.training.loop import Outcome, Trainer
+
+
+def data_folder(config: DataConfig, folder: Path) -> Path:
+    """Where a run in ``folder`` keeps its tokens: shared by all runs beside it unless the configuration says."""
+    if config.folder is not None:
+        return config.folder
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", config.corpus).strip("-")
+    parts = [name, config.tokenizer, str(config.limit) if config.limit else None]
+    return folder.parent / "data" / "-".join(filter(None, parts))
+
+
+def prepare_data(config: DataConfig, folder: Path, console: Console) -> Dataset:
+    """Fetch and tokenize the corpus of a configuration into ``folder``, or open what is there.
+
+    Raises:
+        DataError: data that cannot be had, or are of another tokenizer. ParameterError: an unknown corpus.
+    """
+    with Progress(
+        TextColumn("fetching"), BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=console, transient=True
+    ) as bar:
+        task = bar.add_task("", start=False, visible=False)
+
+        def advance(done: int, total: int | None) -> None:
+            bar.start_task(task)
+            bar.update(task, completed=done, total=total, visible=True)
+
+        return prepare(open_corpus(config.corpus, progress=advance), folder, config.tokenizer, config.limit)
+
+
+def run_training(
+    config: TrainingConfig, folder: Path, world: World, console: Console, resume: bool = False, quiet: bool = False
+) -> Outcome:
+    """Train and say what was done and where it is; arguments as for ``Trainer``."""
+    quiet = quiet or not world.main
+    tokens = data_folder(config.data, folder)
+    if world.main:
+        prepare_data(config.data, tokens, console)
+    world.wait()
+    dataset = prepare_data(config.data, tokens, Console(quiet=True))
+    trainer = Trainer(config, dataset, folder, world, console, resume, quiet)
+    model = trainer.model.config
+    if not quiet:
+        console.print(
+            f"{model.algebra}, {model.n_layer} layers, {model.n_embd} wide, {count_parameters(model):,} parameters "
+            f"({packed_bytes(model):,} bytes packed); {config.data.corpus}: {len(dataset.train):,} tokens to train on, "
+            f"{len(dataset.validation):,} held out; {trainer.global_batch} x {trainer.length} tokens a step; "
+            f"{world.size} x {world.device}, {config.training.dtype}",
+            highlight=False,
+        )
+    outcome = trainer.train()
+    if not quiet:
+        _tell(outcome, folder, console)
+    return outcome
+
+
+def _tell(outcome: Outcome, folder: Path, console: Console) -> None:
+    minutes = outcome.seconds / 60
+    speed = outcome.tokens / max(outcome.seconds, 1e-9)
+    say = {
+        "finished": "finished",
+        "interrupted": "interrupted and saved; go on with --resume",
+        "diverged": "stopped: the loss diverged; lower optimizer.learning_rate or lengthen schedule.warmup_steps",
+    }[outcome.reason]
+    console.print(
+        f"{say} after step {outcome.step}: {minutes:.1f} minutes, {speed:,.0f} tokens a second, evaluation counted in",
+        highlight=False,
+    )
+    if outcome.evaluation is not None:
+        found = outcome.evaluation
+        console.print(
+            f"held out: {found.bits_per_byte:.3f} bits a byte, {found.loss:.3f} nats a token, {found.tokens:,} tokens",
+            highlight=False,
+        )
+    for name, what in (
+        ("checkpoint", "model and optimizer; walsh generate and --resume take it"),
+        ("metrics.jsonl", "every step"),
+        ("loss.png", "loss drawn"),
+        ("tensorboard", "tensorboard --logdir"),
+    ):
+        if (folder / name).exists():
+            console.print(f"  {folder / name}  ({what})", highlight=False, soft_wrap=True)
