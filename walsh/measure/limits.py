@@ -1,0 +1,189 @@
+"""What this machine can do at most, measured in the same run as everything that is compared with it.
+
+    limit(work) = max(bytes / bandwidth,  flops / peak,  launches * launch floor)
+
+- bandwidth: copying (one read, one write) and summing (one read) a working set of each size, under the same cache
+  flush as the cases; the larger of the two. A case is held to the rate of the next larger working set.
+- peak: the fastest square GEMM of each dtype; for ``wasm`` a loop of ``i32x4.dot_i16x8_s`` under wasmtime.
+- launch floor: the shortest call that does anything.
+
+Each is the *best* that was seen, before and after the cases, while a case reports its median: a case above its limit
+is therefore an error of the measurement, and fails the run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from walsh.errors import WalshError
+from walsh.measure.case import Work
+from walsh.measure.timing import CpuClock, CudaClock
+
+WORKING_SETS = tuple(1 << power for power in (16, 18, 20, 22, 24, 26, 28))
+"""Bytes of copies, both sides together."""
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8, "float64": torch.float64}
+
+
+class OverLimit(WalshError, ArithmeticError):  # noqa: N818  # names the finding, as the other verdicts do
+    """A measurement faster than the machine: the work, the limit or the clock is wrong."""
+
+
+@dataclass
+class Limits:
+    """The machine, in numbers.
+
+    Attributes:
+        bandwidth: bytes per second by working set in bytes.
+        peak: operations per second by dtype; a multiply-add counts 2.
+        launch: seconds of the shortest call.
+        missing: what could not be measured, and why.
+    """
+
+    bandwidth: dict[int, float] = field(default_factory=dict)
+    peak: dict[str, float] = field(default_factory=dict)
+    launch: float = float("inf")
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def bind(self, work: Work) -> tuple[float, str]:
+        """The least seconds that ``work`` takes here, and which limit says so: memory, compute or launch."""
+        candidates = {"launch": work.launches * self.launch}
+        if work.bytes:
+            candidates["memory"] = work.bytes / self.rate(work.bytes)
+        if work.flops and self.peak.get(work.peak):
+            candidates["compute"] = work.flops / self.peak[work.peak]
+        which = max(candidates, key=lambda name: candidates[name])
+        return candidates[which], which
+
+    def rate(self, size: float) -> float:
+        """Bytes per second for a working set: that of the two measured ones around it, whichever is faster."""
+        sizes = sorted(self.bandwidth)
+        above = next((i for i, s in enumerate(sizes) if s >= size), len(sizes) - 1)
+        return max(self.bandwidth[s] for s in sizes[max(above - 1, 0) : above + 1])
+
+    def merge(self, other: Limits) -> None:
+        """Keep the better of two measurements of one machine."""
+        for size, rate in other.bandwidth.items():
+            self.bandwidth[size] = max(rate, self.bandwidth.get(size, 0.0))
+        for name, rate in other.peak.items():
+            self.peak[name] = max(rate, self.peak.get(name, 0.0))
+        self.launch = min(self.launch, other.launch)
+        self.missing |= other.missing
+
+    def to_dict(self) -> dict[str, Any]:
+        """As reports store it."""
+        record = asdict(self)
+        record["bandwidth"] = {str(size): rate for size, rate in sorted(self.bandwidth.items())}
+        return record
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Limits:
+        """The inverse of :meth:`to_dict`."""
+        bandwidth = {int(size): float(rate) for size, rate in record["bandwidth"].items()}
+        return cls(bandwidth, dict(record["peak"]), float(record["launch"]), dict(record["missing"]))
+
+
+def check_fraction(name: str, fraction: float) -> None:
+    """Raise if more than 100 % of a limit was reached.
+
+    Raises:
+        OverLimit: naming the case.
+    """
+    if fraction > 1:
+        raise OverLimit(
+            f"{name} reached {100 * fraction:.1f} % of a limit measured in the same run; "
+            "expected at most 100 %: correct its work formula, or measure on a quieter machine"
+        )
+
+
+def _best(clock: CpuClock | CudaClock, run: Callable[[Any], Any], repeats: int, warm: bool) -> float:
+    return min(clock.measure(run, {}, warm)[0] for _ in range(repeats + 1))
+
+
+def _bandwidth(clock: CpuClock | CudaClock, size: int, repeats: int) -> float:
+    source = torch.ones(size // 8, dtype=torch.float32, device=clock.device)
+    target = torch.zeros_like(source)
+    whole = torch.ones(size // 4, dtype=torch.float32, device=clock.device)
+    copied = _best(clock, lambda _: target.copy_(source), repeats, warm=False)
+    summed = _best(clock, lambda _: whole.sum(), repeats, warm=False)
+    return size / min(copied, summed)
+
+
+def _gemm(clock: CpuClock | CudaClock, name: str, size: int, repeats: int) -> float:
+    dtype = _DTYPES[name]
+    if dtype == torch.int8:
+        a = torch.randint(-127, 128, (size, size), dtype=dtype, device=clock.device)
+        b = a.clone().t()
+        seconds = _best(clock, lambda _: torch._int_mm(a, b), repeats, warm=True)
+    else:
+        x = torch.randn(size, size, device=clock.device).to(dtype)
+        out = torch.empty_like(x)
+        seconds = _best(clock, lambda _: torch.mm(x, x.t(), out=out), repeats, warm=True)
+    return 2 * size**3 / seconds
+
+
+def measure_limits(clock: CpuClock | CudaClock, quick: bool = False) -> Limits:
+    """Measure the machine.
+
+    Args:
+        clock: of the device.
+        quick: fewer repeats and smaller products.
+    """
+    limits, repeats = Limits(), 5 if quick else 9
+    for size in WORKING_SETS[:-1] if quick else WORKING_SETS:
+        limits.bandwidth[size] = _bandwidth(clock, size, repeats)
+    sizes = (1024,) if quick else (1024, 2048)
+    if clock.device == "cuda":
+        sizes = (4096, 8192)
+    for name in _DTYPES if clock.device == "cuda" or not quick else ("float32", "bfloat16", "int8"):
+        try:
+            limits.peak[name] = max(_gemm(clock, name, size, repeats) for size in sizes)
+        except (RuntimeError, NotImplementedError, AttributeError) as error:
+            limits.missing[name] = str(error).splitlines()[0]
+    one = torch.ones(1, device=clock.device)
+    limits.launch = _best(clock, lambda _: one.add_(0), 200, warm=True)
+    if clock.device == "cpu":
+        _add_wasm(limits)
+    return limits
+
+
+_WASM_LOOP = """
+(module (memory 1) (func (export "dot") (param $n i32) (result i32)
+  (local $p i32) (local $a v128) (local $s v128) (local $t v128) (local $u v128) (local $v v128)
+  (local.set $a (i16x8.splat (local.get $n)))
+  (loop $again
+    (local.set $p (i32.shl (i32.and (local.get $n) (i32.const 15)) (i32.const 4)))
+    {body}
+    (br_if $again (local.tee $n (i32.sub (local.get $n) (i32.const 1)))))
+  (i32x4.extract_lane 0
+    (i32x4.add (i32x4.add (local.get $s) (local.get $t)) (i32x4.add (local.get $u) (local.get $v))))))
+"""
+_WASM_DOTS = 32
+"""In the body of the loop, on four accumulators."""
+
+
+def _add_wasm(limits: Limits) -> None:
+    """The rate of 16-bit dot products in Wasm, from a module of nothing else."""
+    if importlib.util.find_spec("wasmtime") is None:
+        limits.missing["wasm"] = "the package wasmtime is not installed"
+        return
+    import wasmtime  # here, because it is optional
+
+    # One operand is loaded from another place each time: equal products would be computed once by any compiler.
+    one = (
+        "(local.set ${0} (i32x4.add (local.get ${0}) "
+        "(i32x4.dot_i16x8_s (v128.load offset={1} (local.get $p)) (local.get $a))))"
+    )
+    body = "\n    ".join(one.format("stuv"[i % 4], 16 * i) for i in range(_WASM_DOTS))
+    store = wasmtime.Store()
+    module = wasmtime.Module(store.engine, _WASM_LOOP.replace("{body}", body))
+    dot = wasmtime.Instance(store, module, []).exports(store)["dot"]
+    assert isinstance(dot, wasmtime.Func)
+    clock, turns = CpuClock(flush_bytes=4), 200_000
+    seconds = _best(clock, lambda _: dot(store, turns), 5, warm=True)
+    limits.peak["wasm"] = 2 * 8 * _WASM_DOTS * turns / seconds
