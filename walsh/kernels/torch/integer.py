@@ -26,7 +26,8 @@ def _native_mm(a: Tensor, b: Tensor) -> Tensor:
     m, k = a.shape
     n = b.shape[1]
     if a.device.type == "cpu":
-        return torch._int_mm(a, b)
+        # Operands with strides of their own go through float32 in PyTorch 2.15: past 2^24 a unit is lost.
+        return torch._int_mm(a.contiguous(), b.t().contiguous().t())
     pad_m, pad_k, pad_n = max(32 - m, 0), -k % 8, -n % 8
     if pad_m or pad_k:
         a = torch.nn.functional.pad(a, (0, pad_k, 0, pad_m))
