@@ -168,25 +168,12 @@ def join_kernel(
 
 
 @triton.jit
-def attention_delta_kernel(o, do, delta, count, tokens, heads, features, BD: tl.constexpr, ROWS: tl.constexpr):
-    """delta [B, H, T] = o . do per query and head; o and do are contiguous [B, T, H, d]."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    feature = tl.arange(0, BD)
-    inside = (row[:, None] < count) & (feature[None, :] < features)
-    a = widen(tl.load(o + row[:, None] * features + feature[None, :], mask=inside, other=0.0))
-    b = widen(tl.load(do + row[:, None] * features + feature[None, :], mask=inside, other=0.0))
-    head, token, batch = row % heads, row // heads % tokens, row // heads // tokens
-    tl.store(delta + (batch * heads + head) * tokens + token, tl.sum(a * b, 1), mask=row < count)
-
-
-@triton.jit
-def scores_gradient(query, key, value, upstream, logs, delta, visible, scale, DOT: tl.constexpr, ACC: tl.constexpr):
-    """p and ds [queries, keys] of one tile."""
+def probabilities(query, key, value, upstream, logs, visible, scale, DOT: tl.constexpr, ACC: tl.constexpr):
+    """p and dp [queries, keys] of one tile."""
     zero = tl.zeros((query.shape[0], key.shape[0]), ACC)
     score = multiply(operand(query, DOT), tl.trans(operand(key, DOT)), zero, ACC) * scale
     p = tl.where(visible, exponential(score - logs[:, None]), 0.0)
-    dp = multiply(operand(upstream, DOT), tl.trans(operand(value, DOT)), zero, ACC)
-    return p, p * (dp - delta[:, None]) * scale
+    return p, multiply(operand(upstream, DOT), tl.trans(operand(value, DOT)), zero, ACC)
 
 
 @triton.jit
@@ -211,7 +198,10 @@ def attention_dq_kernel(
     BS: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """dq of BT queries of one sequence and head; all tensors contiguous [B, ., H, d]."""
+    """dq of BT queries of one sequence and head, and delta [B, H, T] = sum over keys of p dp; tensors contiguous [B, ., H, d].
+
+    delta is also o . do, but o is stored rounded: at 16 bits that would cost the gradients of q and k three digits.
+    """
     batch = (tl.program_id(1) // heads).to(tl.int64)
     head = (tl.program_id(1) % heads).to(tl.int64)
     token = tl.program_id(0) * BT + tl.arange(0, BT)
@@ -220,18 +210,27 @@ def attention_dq_kernel(
     position = tl.load(positions + batch * p_batch + token, mask=token < tokens, other=-1).to(tl.int32)
     row = (batch * heads + head) * tokens + token
     logs = tl.load(lse + row, mask=token < tokens, other=float("inf"))
-    slope = tl.load(delta + row, mask=token < tokens, other=0.0)
     base = batch * tokens * stride + head * features
     query = load_tokens(q + base, None, token, feature, stride, 0, tokens, features, False, ACC)
     upstream = load_tokens(do + base, None, token, feature, stride, 0, tokens, features, False, ACC)
     key_base = batch * keys * stride + head * features
+    slope = tl.zeros((BT,), ACC)
+    for start in range(0, tl.max(position, 0) + 1, BS):
+        slot = start + tl.arange(0, BS)
+        key = load_tokens(k + key_base, None, slot, feature, stride, 0, keys, features, False, ACC)
+        value = load_tokens(v + key_base, None, slot, feature, stride, 0, keys, features, False, ACC)
+        visible = slot[None, :] <= position[:, None]
+        p, dp = probabilities(query, key, value, upstream, logs, visible, scale, DOT, ACC)
+        slope += tl.sum(p * dp, 1)
+    tl.store(delta + row, slope, mask=token < tokens)
     acc = tl.zeros((BT, BD), ACC)
     for start in range(0, tl.max(position, 0) + 1, BS):
         slot = start + tl.arange(0, BS)
         key = load_tokens(k + key_base, None, slot, feature, stride, 0, keys, features, False, ACC)
         value = load_tokens(v + key_base, None, slot, feature, stride, 0, keys, features, False, ACC)
         visible = slot[None, :] <= position[:, None]
-        _, ds = scores_gradient(query, key, value, upstream, logs, slope, visible, scale, DOT, ACC)
+        p, dp = probabilities(query, key, value, upstream, logs, visible, scale, DOT, ACC)
+        ds = p * (dp - slope[:, None]) * scale
         acc = multiply(operand(ds, DOT), operand(key, DOT), acc, ACC)
     inside = (token[:, None] < tokens) & (feature[None, :] < features)
     where = dq + base + token.to(tl.int64)[:, None] * stride + feature[None, :]
@@ -282,7 +281,8 @@ def attention_dkv_kernel(
         query = load_tokens(q + base, None, token, feature, stride, 0, tokens, features, False, ACC)
         upstream = load_tokens(do + base, None, token, feature, stride, 0, tokens, features, False, ACC)
         visible = slot[None, :] <= position[:, None]
-        p, ds = scores_gradient(query, key, value, upstream, logs, slope, visible, scale, DOT, ACC)
+        p, dp = probabilities(query, key, value, upstream, logs, visible, scale, DOT, ACC)
+        ds = p * (dp - slope[:, None]) * scale
         dvalue = multiply(tl.trans(operand(p, DOT)), operand(upstream, DOT), dvalue, ACC)
         dkey = multiply(tl.trans(operand(ds, DOT)), operand(query, DOT), dkey, ACC)
     inside = (slot[:, None] < keys) & (feature[None, :] < features)

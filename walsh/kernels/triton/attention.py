@@ -6,7 +6,7 @@
 
 Batch and heads are in the grid and every query has its own last key, so prefill, padding and decoding over a cache of
 sequences of different lengths are the same launch. Where one query per sequence would leave a GPU idle, the keys are
-split over programs. Gradients take three launches.
+split over programs. Gradients take two launches.
 """
 
 import math
@@ -16,7 +16,6 @@ from torch import Tensor
 
 from walsh.errors import ShapeError
 from walsh.kernels.triton._attention import (
-    attention_delta_kernel,
     attention_dkv_kernel,
     attention_dq_kernel,
     attention_kernel,
@@ -120,25 +119,20 @@ def attend(
     return o, lse
 
 
-def _fake_backward(do, q, k, v, positions, o, lse):
+def _fake_backward(do, q, k, v, positions, lse):
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 @operation("attention_backward", _fake_backward)
 def _backward(
-    do: Tensor, q: Tensor, k: Tensor, v: Tensor, positions: Tensor, o: Tensor, lse: Tensor
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, positions: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = _fake_backward(do, q, k, v, positions, o, lse)
-    do, q, k, v, o, positions = (x.contiguous() for x in (do, q, k, v, o, positions))
+    dq, dk, dv = _fake_backward(do, q, k, v, positions, lse)
+    do, q, k, v, positions = (x.contiguous() for x in (do, q, k, v, positions))
     batch, tokens, heads, features = q.shape
     keys = k.shape[1]
     size = max(16, next_power_of_two(features))
     delta = torch.empty_like(lse)
-    count = batch * tokens * heads
-    rows = 1024 if interpreting() else 16
-    launch(
-        attention_delta_kernel, (cdiv(count, rows),), o, do, delta, count, tokens, heads, features, BD=size, ROWS=rows
-    )
     dot = dot_dtype(q, k, v)
     tile = tuple(min(side, 32) for side in _tiles(tokens, keys, dot)) if not interpreting() else _tiles(tokens, keys, dot)
     scalars = (tokens, keys, heads, features, 1 / math.sqrt(features), 0 if positions.ndim == 1 else tokens)
@@ -157,7 +151,7 @@ def _backward(
 
 def _setup(ctx, inputs, output):
     q, k, v, _, _, positions = inputs
-    ctx.save_for_backward(q, k, v, positions, *output)
+    ctx.save_for_backward(q, k, v, positions, output[1])
     ctx.mark_non_differentiable(output[1])
 
 

@@ -116,6 +116,7 @@ def _backward(
         dy, x, w, beta, codes_x, scale, codes_w, ste_clip, method, need_x, need_w, need_beta
     )
     weight = w if codes_w is None else codes_w
+    beta = None if beta is None else beta.contiguous()
     d, n = w.shape[:2]
     k = x.shape[-1] // d
     dflat = _matrix(dy, d * n)

@@ -140,7 +140,7 @@ class KVCache:
         require_integer("counts", counts)
         require_shape("counts", counts, (batch,), "[B]")
         require_range("counts", counts, 0, tokens + 1, "a sequence gains at most the T tokens given")
-        counts = counts.to(self.lengths)
+        counts = counts.to(self.lengths).contiguous()
         lengths = self.lengths + counts
         self._require_room(lengths)
         positions = torch.empty((batch, tokens), dtype=torch.int64, device=self.keys.device)
@@ -216,7 +216,7 @@ class KVCache:
             raise RangeError(
                 f"lengths holds {int(wanted[row])} for sequence {row}: expected 0 .. {int(self.lengths[row])}"
             )
-        self.lengths = wanted.clone()
+        self.lengths = wanted.contiguous().clone()
 
     def reset(self, rows: Tensor | list[int] | None = None) -> None:
         """Empty these sequences, or all.
