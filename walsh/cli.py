@@ -15,6 +15,7 @@ import click
 from walsh import __version__
 from walsh.commands.conformance import conformance
 from walsh.commands.explain import explain
+from walsh.commands.mutants import mutants
 from walsh.commands.ops import ops
 from walsh.errors import BackendError, ParameterError, VectorError, WalshError
 from walsh.suite.backend import AdapterBroken
@@ -71,4 +72,5 @@ def main() -> None:
 
 main.add_command(conformance)
 main.add_command(explain)
+main.add_command(mutants)
 main.add_command(ops)
