@@ -127,6 +127,28 @@ def generate(check: bool, vectors: Path | None, debug: bool) -> None:
     click.echo(f"{summary.total} cases in {summary.files} files, {summary.size / 2**20:.1f} MiB, {verb}")
 
 
+@conformance.command()
+@click.argument("backends", nargs=-1, metavar="BACKEND...")
+@click.option("--vectors", type=click.Path(path_type=Path), help="Data folder (holds manifest.json).")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def tighten(backends: tuple[str, ...], vectors: Path | None, debug: bool) -> None:
+    """Measure how much of its bounds each BACKEND of walsh uses, and hold it to 4 times that in policy.json.
+
+    Default: reference and torch. Third parties are never held to less than the a-priori bound.
+    """
+    del debug  # read by the group
+    from walsh.suite.backends import load_backend
+    from walsh.suite.tighten import tighten as measure
+
+    root = locate_data(vectors)
+    with ExitStack() as stack:
+        made = [load_backend(name) for name in backends or ("reference", "torch")]
+        for backend in made:
+            stack.callback(backend.close)
+        for one in measure(root, made, load_suite(root).cases):
+            click.echo(f"{one.backend:10} {one.op:15} {one.lane:11} {one.dtype:9} {one.share:8.4f}  {one.case}")
+
+
 def _run(options: Options) -> int:
     console = display.make_console()
     _check_usage(options)
