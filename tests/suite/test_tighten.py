@@ -17,7 +17,7 @@ from walsh.suite.vectors import load_suite
 @pytest.mark.parametrize(("share", "allowed"), [(0.0, FLOOR), (0.01, 0.04), (0.2, 0.8), (0.2499, None), (0.9, None)])
 def test_an_entry_is_four_times_what_was_measured(share: float, allowed: float | None) -> None:
     entry = Measured("rope", "rounded", "float32", "torch", share, "rope/rounded/x").entry("2026-01-01")
-    assert entry.get("share") == (None if allowed is None else pytest.approx(allowed, rel=0.01))
+    assert entry.get("share") == (None if allowed is None else pytest.approx(allowed, rel=0.03))
 
 
 def test_committed_shares_hold_now() -> None:
