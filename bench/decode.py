@@ -1,0 +1,84 @@
+"""One more token, batch 1, over a cache of P tokens, against the same weights as dense matrices in plain PyTorch.
+
+limit: weights and head are read once per token
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from walsh.measure.case import Absent, Case, Inputs, Provider, Setting
+from walsh.measure.checks import share
+from walsh.measure.kernels import packages, without_triton
+from walsh.measure.models import FLOAT_TOLERANCE, INT8_TOLERANCE, Model, choose_model
+
+
+def plain_provider(model: Model, prompt: Tensor) -> Provider:
+    cache = model.plain.make_cache(1, prompt.shape[1] + 1)
+    model.plain(prompt, cache)
+
+    def run(inputs: Inputs) -> Tensor:
+        cache.length = prompt.shape[1]
+        return model.plain(inputs["ids"], cache)
+
+    return Provider(
+        "plain PyTorch float32",
+        run,
+        check=check_token(model, prompt, None),
+        model_bytes=model.model_bytes(dense=True, bits=32),
+    )
+
+
+def check_token(model: Model, prompt: Tensor, bits: int | None) -> Any:
+    """Logits of the new token against one uncached pass of the definition over prompt and token."""
+
+    def check(inputs: Inputs, output: Tensor, _: int) -> float:
+        expected = model.logits(torch.cat([prompt, inputs["ids"]], 1), bits)
+        return share(output[0, -1], expected[0, -1], INT8_TOLERANCE if bits else FLOAT_TOLERANCE)
+
+    return check
+
+
+def own_provider(package: Any, model: Model, prompt: Tensor) -> Provider:
+    past, head_dim = prompt.shape[1], model.n_embd // model.n_head
+    make = package.module.KVCache
+    caches = [make(1, past + 1, model.n_head, head_dim, device=model.setting.device) for _ in range(model.n_layer)]
+    package.module.forward(prompt, model.codes, model.config, caches)
+    lengths = torch.tensor([past])
+
+    def run(inputs: Inputs) -> Any:
+        for cache in caches:
+            cache.truncate(lengths)
+        return package.module.forward(inputs["ids"], model.codes, model.config, caches)
+
+    return Provider(
+        package.label,
+        run,
+        package.backend,
+        model.work(1, dense=False, bits=8),
+        exact_counts=package.backend == "torch",
+        model_bytes=model.model_bytes(dense=False, bits=8),
+    )
+
+
+def cases(setting: Setting) -> Iterable[Case | Absent]:
+    model, past = choose_model(setting), 64
+    prompt = model.draw(7, 1, past)
+    own = tuple(own_provider(package, model, prompt) for package in packages(setting))
+    yield Case(
+        op="decode",
+        name=f"decode/P{past}-C{model.n_embd}-V{model.vocabulary}",
+        shape=model.shape(B=1, P=past),
+        dtype="float32",
+        work=model.work(1, dense=True, bits=32),
+        fresh=lambda seed: {"ids": model.draw(seed, 1, 1)},
+        check=check_token(model, prompt, 8),
+        providers=(plain_provider(model, prompt), *own),
+        tokens=1,
+        at_least=7,
+    )
+    yield from without_triton(setting, "decode/*")

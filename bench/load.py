@@ -1,0 +1,87 @@
+"""From a file to weights in memory, in the order in which a model needs them; files are in the page cache.
+
+float32 safetensors (the checkpoint), packed safetensors (2 bits a ternary weight, unpacked to codes)
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib.util
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from walsh.kernels.torch import pack_ternary, unpack_ternary
+from walsh.measure.case import Absent, Case, Inputs, Provider, Setting, Work
+from walsh.measure.models import Model, choose_model
+
+
+def unpack(path: Path, widths: dict[str, int]) -> dict[str, Tensor]:
+    return {name: unpack_ternary(w, widths[name]) if name in widths else w for name, w in load_file(path).items()}
+
+
+def make_fresh(model: Model, folder: Path) -> object:
+    """Writes both files with one row of the embedding changed: a loader that remembers is found out."""
+    base = dict(model.weights)
+    packed = {name: pack_ternary(w.to(torch.int8)) if w.ndim == 3 else w for name, w in base.items()}
+
+    def fresh(seed: int) -> dict[str, object]:
+        table = base["embedding.weight"]
+        table[0] = torch.randn(table.shape[1], generator=torch.Generator().manual_seed(seed))
+        save_file(base, folder / "float32.safetensors")
+        save_file(packed, folder / "packed.safetensors")
+        return {"float32": folder / "float32.safetensors", "packed": folder / "packed.safetensors", "row": table[0]}
+
+    return fresh
+
+
+def cases(setting: Setting) -> Iterable[Case | Absent]:
+    if setting.device != "cpu":
+        return
+    model = choose_model(setting)
+    folder = Path(tempfile.mkdtemp(prefix="walsh-bench-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    widths = {name: w.shape[2] for name, w in model.weights.items() if w.ndim == 3}
+
+    def check(inputs: Inputs, output: dict[str, Tensor], seed: int) -> float:
+        names = sorted(model.weights)
+        name = names[seed % len(names)]
+        same = torch.equal(output[name].float(), model.weights[name].float())
+        return 0.0 if same and torch.equal(output["embedding.weight"][0], inputs["row"]) else float("inf")
+
+    whole, packed = model.model_bytes(dense=False, bits=32), model.model_bytes(dense=False, bits=2)
+    yield Case(
+        op="load",
+        name=f"load/C{model.n_embd}-V{model.vocabulary}",
+        shape=model.shape(),
+        dtype="float32",
+        work=Work(0, 2.0 * whole),
+        fresh=make_fresh(model, folder),  # type: ignore[arg-type]  # a dict of paths and a tensor
+        check=check,
+        providers=(
+            Provider("safetensors float32", lambda i: touch(load_file(i["float32"])), model_bytes=whole),
+            Provider(
+                "packed safetensors",
+                lambda i: touch(unpack(i["packed"], widths)),
+                "torch",
+                Work(0, 2.0 * packed),
+                model_bytes=packed,
+            ),
+        ),
+        warm=True,
+        at_least=5,
+    )
+    if importlib.util.find_spec("walsh.codec") is None:
+        yield Absent("load/*", ".walsh container", "walsh.codec is not there")
+
+
+def touch(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Read every page: a mapped file has loaded nothing yet."""
+    for w in weights.values():
+        w.view(torch.uint8).sum() if w.is_contiguous() else w.clone()
+    return weights
