@@ -48,6 +48,7 @@ class Metered:
         names: original function index to name.
         sites: what each slot of the segment profile stands for.
         static: weights of every function's code, each instruction once, by function index.
+        used: names of the instructions that occur anywhere in the code.
     """
 
     module: Module
@@ -57,6 +58,7 @@ class Metered:
     names: dict[int, str]
     sites: tuple[Site, ...]
     static: dict[int, int]
+    used: frozenset[str]
 
     @property
     def wasm(self) -> bytes:
@@ -138,6 +140,7 @@ class _Pass:
         self.imports = len(module.imported(FUNC))
         self.names = module.names()
         self.static: dict[int, int] = {}
+        self.used: set[str] = set()
         heap = bool(module.memories or module.imported(MEMORY))
         self.counter = module.add_global(I64, sequence(("i64.const", 0), "end"), COUNTER)
         self.limit = module.add_global(I64, sequence(("i64.const", -1), "end"), LIMIT) if limit else None
@@ -165,7 +168,9 @@ class _Pass:
             sites = tuple(self.segments.sites)
             imported = len(self.module.imported(MEMORY))
             self.module.memories[self.segments.memory - imported] = self.segments.limits()
-        return Metered(self.module, self.costs, self.policy, self.breakdown, self.names, sites, self.static)
+        return Metered(
+            self.module, self.costs, self.policy, self.breakdown, self.names, sites, self.static, frozenset(self.used)
+        )
 
     def charge(self, amount: bytes) -> bytes:
         """``counter += amount``, where ``amount`` leaves an i64."""
@@ -195,6 +200,7 @@ class _Pass:
     def _rewrite(self, index: int, body: Body) -> Body:
         line = analyse(body, self.costs)
         self.static[index] = sum(segment.cost for segment in line.segments)
+        self.used.update(*(segment.counts for segment in line.segments))
         kind = self.module.function_type(index)
         scratch = _Scratch(len(kind.params) + sum(count for count, _ in body.locals))
         heads = {segment.start: segment for segment in line.segments}
