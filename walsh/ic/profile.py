@@ -193,8 +193,9 @@ def rows(slots: bytes, sites: Iterable[Site], names: Mapping[int, str], costs: C
 
 @dataclass(frozen=True)
 class Frame:
-    """A node of the call tree: the names from the host inwards, own instructions, and calls."""
+    """A node of the call tree: its address, the names from the host inwards, own instructions, and calls."""
 
+    node: int
     stack: tuple[str, ...]
     instructions: int
     calls: int
@@ -208,7 +209,7 @@ def frames(tree: bytes, names: Mapping[int, str]) -> Iterator[Frame]:
         at = todo.pop()
         function, child, sibling, parent, own, calls = _NODE.unpack_from(tree, at)
         stacks[at] = (*stacks[parent], names[function]) if at else ()
-        yield Frame(stacks[at], own, calls)
+        yield Frame(at, stacks[at], own, calls)
         todo += [place for place in (sibling, child) if place]
 
 

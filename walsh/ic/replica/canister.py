@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from walsh.ic.errors import OutOfCyclesError, OutOfInstructionsError, RejectCode, RejectError, TrapError
+from walsh.ic.profile import Row
 from walsh.ic.replica.instance import Instance
 from walsh.ic.replica.messages import Callback, Context, Execution, Kind, Receipt, Request, Response
 from walsh.ic.replica.principal import to_text
@@ -83,6 +84,14 @@ class Canister:
         """Change the code, keeping stable memory; see :meth:`Replica.upgrade`."""
         self.replica.upgrade(self, wasm, argument, sender)
 
+    def rows(self) -> list[Row]:
+        """Instructions by function and opcode since the code was installed; for ``breakdown="segments"``."""
+        return self.instance.recorder.rows()
+
+    def folded(self) -> str:
+        """Instructions by call stack since the code was installed, for flame graphs; for ``breakdown="stacks"``."""
+        return self.instance.recorder.folded()
+
     # -- one message
 
     def execute(self, execution: Execution, limit: int, entry: Callable[[], None], *, free: bool = False) -> _Outcome:
@@ -151,7 +160,7 @@ class Canister:
         policy = self.program.policy
         if policy.at_end:
             accessed, written = self._pages()
-            self.instance.charge(accessed * policy.access + written * policy.write)
+            self.instance.charge(accessed * policy.access + written * policy.write, "pages")
 
     def _pages(self) -> tuple[int, int]:
         """Pages of heap and stable memory accessed and written."""

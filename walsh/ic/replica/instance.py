@@ -18,6 +18,7 @@ from walsh.ic.errors import OutOfInstructionsError, TrapError
 from walsh.ic.metering import COUNTER, LIMIT
 from walsh.ic.paging import ACCESSED, MAP, READ_BIT, WRITE_BIT, WRITTEN
 from walsh.ic.replica.program import FUNCTIONS, HEAP, RESTORE, SAVE, SAVED, Program, engine
+from walsh.ic.replica.recorder import Recorder
 
 SystemCall = tuple[wasmtime.FuncType, Callable[..., Any]]
 
@@ -36,6 +37,7 @@ class Instance:
         self._heap: NDArray[np.uint8] = np.zeros(0, np.uint8)
         self._globals = b""
         self._committed = False
+        self.recorder = Recorder(program.metered)
         self._instantiate()
 
     def _instantiate(self) -> None:
@@ -51,6 +53,7 @@ class Instance:
         self._counter = self._global(COUNTER)
         self._limit = self._global(LIMIT)
         self._paged = [self._global(ACCESSED), self._global(WRITTEN)] if self.program.has_heap else []
+        self.recorder.attach(self.store, self._exports)
         self._map = self._view(MAP) if self.program.has_heap else np.zeros(0, np.uint8)
 
     def _global(self, name: str) -> wasmtime.Global:
@@ -76,14 +79,15 @@ class Instance:
         """Instructions of the running message."""
         return int(self._counter.value(self.store))
 
-    def charge(self, amount: int) -> None:
-        """Add to the counter.
+    def charge(self, amount: int, reason: str) -> None:
+        """Add to the counter what the host charges.
 
         Raises:
             OutOfInstructionsError: past the limit.
         """
         total = self.counter + amount
         self._counter.set_value(self.store, total)
+        self.recorder.host(amount, reason)
         self.check()
 
     def check(self) -> None:
@@ -114,7 +118,7 @@ class Instance:
         for item, amount in zip(self._paged, (accessed, written), strict=True):
             item.set_value(self.store, int(item.value(self.store)) + amount)
         if not policy.at_end:
-            self.charge(accessed * policy.access + written * policy.write)
+            self.charge(accessed * policy.access + written * policy.write, "heap pages")
 
     # -- running
 
@@ -127,6 +131,7 @@ class Instance:
         for item in self._paged:
             item.set_value(self.store, 0)
         self._map[:] = 0
+        self.recorder.begin()
 
     def call(self, name: str) -> None:
         """Run an exported function without arguments.
@@ -201,6 +206,7 @@ class Instance:
 
     def _rebuild(self) -> None:
         """A new instance with the committed heap and globals."""
+        self.recorder.detach()
         self._instantiate()
         if not self._committed:
             return

@@ -17,7 +17,7 @@ from walsh.ic.assembler import code
 from walsh.ic.binary import F32, F64, I32, I64, V128, Limits
 from walsh.ic.costs import Costs, PagePolicy
 from walsh.ic.errors import PayloadError, UnsupportedWasmError, WasmError
-from walsh.ic.metering import Metered, meter
+from walsh.ic.metering import Breakdown, Metered, meter
 from walsh.ic.module import FUNC, MEMORY, TABLE, Body, FuncType, Module
 from walsh.ic.wasm import decode
 
@@ -53,6 +53,7 @@ class Program:
         exports: names of its exported functions.
         has_heap, has_table, has_start: what it has.
         fresh: whether every message needs a new instance, because the code changes tables or segments.
+        metered: how to read what it counts.
     """
 
     digest: bytes
@@ -64,6 +65,7 @@ class Program:
     has_table: bool
     has_start: bool
     fresh: bool
+    metered: Metered
 
     def entry(self, method: str, kinds: tuple[str, ...] = ("update", "query")) -> tuple[str, str] | None:
         """(kind, export name) of a public method."""
@@ -115,7 +117,9 @@ def _expose(module: Module, original: Module) -> None:
         module.export(name, FUNC, module.add_function(FuncType((), ()), Body((), body + code("end"))))
 
 
-def prepare(wasm: bytes, costs: Costs, policy: str | None, known: frozenset[str]) -> Program:
+def prepare(
+    wasm: bytes, costs: Costs, policy: str | None, known: frozenset[str], breakdown: Breakdown | None = None
+) -> Program:
     """Check, meter and compile a canister.
 
     Args:
@@ -123,6 +127,7 @@ def prepare(wasm: bytes, costs: Costs, policy: str | None, known: frozenset[str]
         costs: what to charge by.
         policy: name of the page policy; None is the one in force.
         known: the system calls there are.
+        breakdown: what to record beside counts, see :func:`walsh.ic.metering.meter`.
 
     Raises:
         WasmError: for bytes that are no valid module.
@@ -130,7 +135,7 @@ def prepare(wasm: bytes, costs: Costs, policy: str | None, known: frozenset[str]
     """
     original = decode(wasm)
     _check(original, wasm, costs, known)
-    metered: Metered = meter(wasm, pages=policy or True, limit=True, costs=costs)
+    metered = meter(wasm, pages=policy or True, breakdown=breakdown, limit=True, costs=costs)
     _expose(metered.module, original)
     try:
         compiled = wasmtime.Module(engine(), metered.wasm)
@@ -146,4 +151,5 @@ def prepare(wasm: bytes, costs: Costs, policy: str | None, known: frozenset[str]
         has_table=bool(original.tables),
         has_start=original.start is not None,
         fresh=bool(metered.used & _FORGOTTEN),
+        metered=metered,
     )

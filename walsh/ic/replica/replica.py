@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 
 from walsh.ic.costs import Costs, default_costs
 from walsh.ic.errors import OutOfCyclesError, PayloadError, RejectCode, RejectError
+from walsh.ic.metering import Breakdown
 from walsh.ic.replica.canister import EMPTY, Canister, unwrap
 from walsh.ic.replica.messages import Call, Callback, Receipt, Request, Response
 from walsh.ic.replica.principal import MANAGEMENT, canister_id, to_text, user_id
@@ -69,6 +70,7 @@ class Replica:
         seed: of the randomness that canisters see and of ``shuffle``.
         costs: what is charged.
         pages: name of the page policy; None is the one in force.
+        breakdown: what canisters record beside counts, for ``Canister.rows`` and ``Canister.folded``.
         shuffle: draw the next message at random.
         time_ns: what ``ic0.time`` says.
         cycles: a new canister's balance.
@@ -79,6 +81,7 @@ class Replica:
     seed: int = 0
     costs: Costs = field(default_factory=default_costs)
     pages: str | None = None
+    breakdown: Breakdown | None = None
     shuffle: bool = False
     time_ns: int = 1_790_000_000 * 1_000_000_000
     cycles: int = 100_000_000_000_000
@@ -138,7 +141,7 @@ class Replica:
         canister.change(self._prepare(wasm), argument, owner)
 
     def _prepare(self, wasm: bytes) -> Program:
-        return compiled(wasm, self.costs, self.pages)
+        return compiled(wasm, self.costs, self.pages, self.breakdown)
 
     def _check_payload(self, what: str, payload: bytes) -> None:
         limit = self.costs.limits.payload_bytes
@@ -276,12 +279,12 @@ class Replica:
         return Response(code=RejectCode.DESTINATION_INVALID, message=message, refund=request.cycles)
 
 
-_COMPILED: dict[tuple[bytes, str, str], Program] = {}
+_COMPILED: dict[tuple[bytes, str, str, str], Program] = {}
 
 
-def compiled(wasm: bytes, costs: Costs, pages: str | None) -> Program:
-    """A program, compiled once per process for the module, the table and the page policy in use."""
-    key = (hashlib.sha256(wasm).digest(), hashlib.sha256(repr(costs).encode()).hexdigest(), str(pages))
+def compiled(wasm: bytes, costs: Costs, pages: str | None, breakdown: Breakdown | None) -> Program:
+    """A program, compiled once per process for the module, the table, the page policy and the breakdown in use."""
+    key = (hashlib.sha256(wasm).digest(), hashlib.sha256(repr(costs).encode()).hexdigest(), str(pages), str(breakdown))
     if key not in _COMPILED:
-        _COMPILED[key] = prepare(wasm, costs, pages, frozenset(DECLARED))
+        _COMPILED[key] = prepare(wasm, costs, pages, frozenset(DECLARED), breakdown)
     return _COMPILED[key]

@@ -38,7 +38,7 @@ _INSPECT = frozenset({Kind.INSPECT})
 
 @dataclass(frozen=True)
 class Declaration:
-    """A system call: parameter and result types (i = i32, l = i64), where it is allowed, which arguments count bytes."""
+    """A system call: parameter and result types (i i32, l i64), where it is allowed, which arguments count bytes."""
 
     method: Callable[..., Any]
     params: str
@@ -92,7 +92,7 @@ class SystemCalls:
             cost = price(name, sum(natural[place] for place in item.sized))
             # Only what the counter shows was charged is recorded, so that a receipt adds up in a failure, too.
             self.running.system[name] = self.running.system.get(name, 0) + cost
-            self.canister.instance.charge(cost)
+            self.canister.instance.charge(cost, f"ic0.{name}")
             if self.running.kind not in item.allowed:
                 raise TrapError(f"ic0.{name} is not allowed in {self.running.kind.name.lower()}")
             value = item.method(self, *natural)
@@ -443,7 +443,7 @@ class SystemCalls:
         before = self.running.stable_pages
         self.running.stable_pages = (before[0] + accessed, before[1] + written)
         if not policy.at_end:
-            canister.instance.charge(accessed * policy.access + written * policy.write)
+            canister.instance.charge(accessed * policy.access + written * policy.write, "stable pages")
 
     @_call("", "l", _EVERY)
     def stable64_size(self) -> int:
