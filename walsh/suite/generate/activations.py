@@ -126,8 +126,28 @@ def _strict() -> Group:
         {"x": listed([[3.4e38, -1.0, 1e38]])},
         flags=[f.SUBNORMAL],
     )
+    group.add(
+        "product-not-quotient",
+        "values at half-integers of the scale, where x * s and x / (m / 127) round to different codes",
+        {"x": group.draw("quotient").search(_near_ties, _product_differs)},
+        flags=[f.RECIPROCAL],
+    )
     group.add("no-tokens", "no rows", {"x": filled((0, 3), 0.0)}, flags=[f.EMPTY_BATCH])
     return group
+
+
+def _near_ties(draw: Draw) -> Array:
+    """Rows [4, 6] of a largest value and float32 numbers that the scale takes next to a half-integer."""
+    largest = np.abs(draw.reals("m", (4, 1), "float32", -1, 1)) * np.float32(1.37)
+    halves = draw.integers("h", (4, 5), 1, 120).astype(np.float64) + 0.5
+    return np.concatenate([largest, (halves * largest.astype(np.float64) / 127).astype(np.float32)], axis=1)
+
+
+def _product_differs(x: Array) -> bool:
+    """Whether every row has a code that the quotient would get wrong."""
+    m = x.max(axis=1, keepdims=True)
+    product, quotient = x * (np.float32(127) / m), x / (m / np.float32(127))
+    return bool((np.rint(product) != np.rint(quotient)).any(axis=1).all())
 
 
 def _choice() -> Iterator[Group]:

@@ -63,6 +63,15 @@ def _gradients_exact() -> Iterator[Group]:
         _plain_gradient(plain.draw("65"), plain.draw("65").integers("ids", (65,), 0, 4)),
         flags=[f.DUPLICATE_IDS, f.TAIL_ROWS],
     )
+    for dtype, count in (("bfloat16", 600), ("float16", 4104)):
+        many = _plain_gradient(plain.draw(f"many-{dtype}"), np.arange(count) % 3 // 2, dtype)
+        many["de"] = np.ones((count, 3), dtype=many["table"].dtype)
+        plain.add(
+            f"{dtype}-frequent",
+            "an id so frequent that a 16-bit sum stops growing",
+            many,
+            flags=[f.ACCUMULATOR, f.DUPLICATE_IDS],
+        )
     reach = _plain_gradient(plain.draw("reach"), [1, 1, 1])
     reach["de"] = np.array([[2.0**23 - 1, 5, 1], [3, 2.0**22, 2.0**23], [1, 7, 2.0**22]], dtype=np.float32)
     plain.add("reach", "sums close to 2^24", reach, flags=[f.ACCUMULATOR, f.DUPLICATE_IDS])

@@ -444,6 +444,18 @@ def _linear_strict() -> Group:
         },
         flags=[f.EPSILON],
     )
+    long = group.draw("long")
+    group.add(
+        "long-sums",
+        "inner products in the thousands, odd ones among them: 16-bit floats do not hold them",
+        {
+            "x": long.positive("x", (2, 4 * 96)) * np.float32(1.3),
+            "codes": np.abs(long.codes("w", (4, 2, 96))) * np.sign(long.reals("s", (4, 1, 1))).astype(np.int8),
+            "alpha": long.positive("alpha", (4, 96)),
+            "beta": long.positive("beta", (4, 2)) * np.float32(0.7),
+        },
+        flags=[f.ACCUMULATOR],
+    )
     group.add(
         "no-tokens",
         "no rows",

@@ -354,6 +354,13 @@ def _invalid() -> Iterator[Group]:
     wrong: list[tuple[str, str, dict[str, Array], str, str]] = [
         ("heads", "heads are no multiple of the group", {"x": filled((2, 12, 2), 1.0)}, "octonion", "ShapeError"),
         ("dimension", "the algebra has another dimension", {}, "quaternion", "ShapeError"),
+        (
+            "dimension-smaller",
+            "a quaternion mixer is no octonion one, though the heads would divide",
+            {"w": filled((4, 2, 2), 1.0)},
+            "octonion",
+            "ShapeError",
+        ),
         ("algebra", "an unknown algebra", {}, "octonions", "ParameterError"),
         ("dense", "reals do not mix heads", {"w": filled((1, 2, 2), 1.0)}, "dense", "ParameterError"),
         ("not-square", "blocks are d x d", {"w": filled((8, 2, 3), 1.0)}, "octonion", "ShapeError"),

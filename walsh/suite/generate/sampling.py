@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from walsh import reference
+from walsh.errors import VectorError
 from walsh.suite.generate import flags as f
 from walsh.suite.generate.build import Flag, Group
-from walsh.suite.generate.numbers import filled, listed
+from walsh.suite.generate.numbers import Draw, filled, listed
 from walsh.suite.tensors import Array
 
 
@@ -141,6 +143,30 @@ def _sampled() -> Group:
     return group
 
 
+def _on_the_edge(draw: Draw) -> tuple[Array, float, int]:
+    """Logits [1, 9], a top_p and a seed at which a sum of e over sorted places instead of ids draws another token.
+
+    The token drawn is the last that is kept; with the other sum its cumulative probability is one unit below top_p, so
+    one more is kept and the draw falls on that.
+    """
+    strict = reference.strict
+    for number in range(1000):
+        logits = Draw(f"{draw.label}#{number}").reals("logits", (1, 9), "float32", -2, 0)
+        order = np.argsort(-logits[0], kind="stable")
+        e = strict.exp(logits[0] - logits[0, order[0]])
+        cums = [np.cumsum((e / total)[order], dtype=np.float32) for total in (strict.hsum(e), strict.hsum(e[order]))]
+        lower = np.flatnonzero(cums[1] < cums[0])
+        lower = lower[lower < 7]
+        if not lower.size:
+            continue
+        last = int(lower[-1])
+        top_p = float(cums[0][last])
+        for seed in range(64):
+            if strict.uniform(seed, 0) * cums[1][last + 1] >= cums[1][last]:
+                return logits, top_p, seed
+    raise VectorError("sampling: no logits at which the order of the sum shows; draw more of them")
+
+
 def _filtered() -> Group:
     group = Group("sampling", "strict-filters", "strict", "sample")
     logits = group.draw("logits").reals("logits", (8, 9), "float32", -2, 1)
@@ -163,6 +189,14 @@ def _filtered() -> Group:
         top_p=0.7,
         temperature=0.8,
         flags=[f.TOP_EDGES],
+    )
+    edge, top_p, seed = _on_the_edge(group.draw("edge"))
+    group.add(
+        "sum-over-ids",
+        "top_p is a cumulative probability to the bit, and the sum in another order misses it: one id more is kept",
+        {"logits": edge, "seed": _of([seed]), "position": _of([0])},
+        top_p=top_p,
+        flags=[f.TOP_EDGES, f.SUM_ORDER],
     )
     quarter = {"logits": filled((6, 4), 1.0), **_batch(6)}
     for top_p in (0.25, 0.5, 0.75):

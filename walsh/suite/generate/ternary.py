@@ -111,6 +111,12 @@ def _rounded() -> Group:
     outlier = _clear(group.draw("outlier"), (3, 8), "float32")
     outlier[1, 4] = -4096.0
     group.add("outlier", "one huge weight sends all others to zero", {"w": outlier}, flags=[f.OUTLIER])
+    group.add(
+        "half-of-gamma",
+        "gamma / 2 lies a hair above 1, between two floats: the weight 1 is a zero, its successor is not",
+        {"w": listed([1.0, 3.0, -1.0, -3.0])},
+        flags=[f.THRESHOLD],
+    )
     group.add("zeros", "all zero: gamma is the epsilon 1e-8", {"w": filled((3, 5), 0.0)}, flags=[f.EPSILON])
     group.add(
         "tiny",
