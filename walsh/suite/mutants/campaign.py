@@ -331,4 +331,8 @@ def _row(verdict: Verdict, used: Sequence[str]) -> str:
         mark = "**X**" if lane == verdict.mutant.killer else "x"
         marks.append(mark if lane in verdict.kills else "")
     status = verdict.status if verdict.status == "killed" else f"**{verdict.status}** {verdict.message}".rstrip()
-    return f"| `{verdict.mutant.id}` | {verdict.mutant.kind} | {verdict.mutant.why} | " + " | ".join([*marks, status]) + " |"
+    return (
+        f"| `{verdict.mutant.id}` | {verdict.mutant.kind} | {verdict.mutant.why} | "
+        + " | ".join([*marks, status])
+        + " |"
+    )
