@@ -7,8 +7,8 @@
 - peak: the fastest square GEMM of each dtype; for ``wasm`` a loop of ``i32x4.dot_i16x8_s`` under wasmtime.
 - launch floor: the shortest call that does anything.
 
-Each is the *best* that was seen, before and after the cases, while a case reports its median: a case above its limit
-is therefore an error of the measurement, and fails the run.
+Each is the *best* that was seen, before, between and after the cases, while a case reports its median: a case above
+its limit is therefore an error of the measurement, and fails the run.
 """
 
 from __future__ import annotations
@@ -127,14 +127,15 @@ def _gemm(clock: CpuClock | CudaClock, name: str, size: int, repeats: int) -> fl
     return 2 * size**3 / seconds
 
 
-def measure_limits(clock: CpuClock | CudaClock, quick: bool = False) -> Limits:
+def measure_limits(clock: CpuClock | CudaClock, quick: bool = False, repeats: int = 7) -> Limits:
     """Measure the machine.
 
     Args:
         clock: of the device.
-        quick: fewer repeats and smaller products.
+        quick: fewer sizes.
+        repeats: of each; the best counts.
     """
-    limits, repeats = Limits(), 5 if quick else 9
+    limits = Limits()
     for size in WORKING_SETS[:-1] if quick else WORKING_SETS:
         limits.bandwidth[size] = _bandwidth(clock, size, repeats)
     sizes = (1024,) if quick else (1024, 2048)
@@ -146,7 +147,7 @@ def measure_limits(clock: CpuClock | CudaClock, quick: bool = False) -> Limits:
         except (RuntimeError, NotImplementedError, AttributeError) as error:
             limits.missing[name] = str(error).splitlines()[0]
     one = torch.ones(1, device=clock.device)
-    limits.launch = _best(clock, lambda _: one.add_(0), 200, warm=True)
+    limits.launch = _best(clock, lambda _: one.add_(0), 20 * repeats, warm=True)
     if clock.device == "cpu":
         _add_wasm(limits)
     return limits

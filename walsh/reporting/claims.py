@@ -1,0 +1,123 @@
+"""Published figures of the field beside what is measured here, from one data file.
+
+``bench/claims.toml`` holds one table per claim: what was said, what it was measured against as far as that is known,
+and either the row that is its honest counterpart (case pattern, provider, figure) or the reason why there is none.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from walsh.errors import FormatError
+from walsh.measure.provenance import machine_name
+from walsh.measure.rows import Run
+from walsh.reporting.content import Table, make_table
+
+FIGURES = {
+    "ratio": "{ratio:.2f} times [{ratio_low:.2f}, {ratio_high:.2f}] {baseline}",
+    "milliseconds": "{ms:.3g} ms, {ratio:.2f} times [{ratio_low:.2f}, {ratio_high:.2f}] {baseline}",
+    "tokens_per_second": "{tokens_per_second:.4g} tokens/s",
+    "model_bytes": "{megabytes:.3g} MB",
+}
+"""How the figure of a row is written."""
+
+_CLAIM_KEYS = {"id", "claim", "against", "case", "provider", "figure", "count", "relative_to", "reason", "command"}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One published figure; ``case`` or ``count`` or ``reason`` says what stands beside it."""
+
+    id: str
+    claim: str
+    against: str
+    command: str
+    case: str = ""
+    provider: str = ""
+    figure: str = ""
+    count: str = ""
+    relative_to: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class ClaimFile:
+    """All claims, and published points of speed over size."""
+
+    claims: tuple[Claim, ...]
+    published: tuple[Mapping[str, Any], ...]
+
+
+def load_claims(path: Path) -> ClaimFile:
+    """Read ``claims.toml``.
+
+    Raises:
+        FormatError: for an unknown key, a claim without counterpart and reason, or an unknown figure.
+    """
+    try:
+        document = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise FormatError(f"{path.name}: {error}") from None
+    claims = []
+    for entry in document.get("claim", []):
+        unknown = set(entry) - _CLAIM_KEYS
+        if unknown:
+            raise FormatError(f"{path.name}: claim {entry.get('id')!r} has unknown keys {sorted(unknown)}")
+        claim = Claim(**entry)
+        if not (claim.case or claim.count or claim.reason):
+            raise FormatError(f"{path.name}: claim {claim.id!r} has no case, no count and no reason")
+        if claim.case and claim.figure not in FIGURES:
+            raise FormatError(f"{path.name}: claim {claim.id!r}: figure {claim.figure!r}, expected one of {[*FIGURES]}")
+        claims.append(claim)
+    return ClaimFile(tuple(claims), tuple(document.get("published", [])))
+
+
+def _of_row(claim: Claim, run: Run) -> list[str]:
+    found = []
+    for row in run.rows:
+        if fnmatchcase(row["case"], claim.case) and fnmatchcase(row["provider"], claim.provider):
+            values = dict(row, ms=1e3 * row["p50"], megabytes=(row["model_bytes"] or 0) / 1e6)
+            if claim.figure in ("tokens_per_second", "model_bytes") and row[claim.figure] is None:
+                continue
+            found.append(f"{FIGURES[claim.figure].format(**values)} ({row['case']})")
+    return found
+
+
+def _of_count(claim: Claim, run: Run) -> list[str]:
+    values = {count["name"]: count["value"] for count in run.counts}
+    found = []
+    for name, value in values.items():
+        if not fnmatchcase(name, claim.count):
+            continue
+        if not claim.relative_to:
+            found.append(f"{value:,} ({name})")
+            continue
+        other = values.get(name.partition(" | ")[0] + " | " + claim.relative_to)
+        if other:
+            found.append(
+                f"{value:,} against {other:,}: {100 * (value / other - 1):+.0f} % ({name.partition(' | ')[0]})"
+            )
+    return found
+
+
+def counterpart(claim: Claim, runs: Iterable[tuple[str, Run]]) -> str:
+    """What was measured here, by machine, or why nothing was."""
+    if claim.reason:
+        return f"not measured here: {claim.reason}"
+    parts = []
+    for _, run in runs:
+        found = _of_row(claim, run) if claim.case else _of_count(claim, run)
+        if found:
+            parts.append(f"{machine_name(run.header['provenance'])}: {'; '.join(found)}")
+    return ". ".join(parts) if parts else "not measured here: the stored runs hold no such row"
+
+
+def claims_table(claims: Sequence[Claim], runs: Sequence[tuple[str, Run]]) -> Table:
+    """One row for each published figure."""
+    rows = [(c.claim, c.against, counterpart(c, runs), c.command) for c in claims]
+    return make_table("Published figures", ("published", "measured against", "here", "command"), rows)

@@ -1,0 +1,75 @@
+"""What a report is built from: a folder of stored results.
+
+reports/<machine>/rows.jsonl           a run of ``walsh bench``
+reports/<machine>/previous.jsonl       the run before it (optional)
+reports/<machine>/conformance.jsonl    of ``walsh conformance`` (optional)
+reports/kill_matrix.json               of ``walsh mutants`` (optional)
+reports/training/<name>/metrics.jsonl  of ``walsh train`` (optional)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from walsh.errors import FormatError
+from walsh.measure.rows import Run, read_run
+from walsh.suite.report import Report, read_report
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One machine's results."""
+
+    name: str
+    run: Run
+    previous: Run | None
+    conformance: Report | None
+
+
+@dataclass(frozen=True)
+class Material:
+    """Everything in a folder of results, in the order of names."""
+
+    stored: tuple[Stored, ...]
+    kills: Mapping[str, Any] | None
+    training: Mapping[str, tuple[Mapping[str, Any], ...]]
+
+    @property
+    def runs(self) -> list[tuple[str, Run]]:
+        """The runs by name."""
+        return [(stored.name, stored.run) for stored in self.stored]
+
+
+def read_stored(folder: Path) -> Stored:
+    """One machine's results.
+
+    Raises:
+        FormatError, VectorError: if a file is not valid.
+    """
+    previous, conformance = folder / "previous.jsonl", folder / "conformance.jsonl"
+    return Stored(
+        folder.name,
+        read_run(folder / "rows.jsonl"),
+        read_run(previous) if previous.exists() else None,
+        read_report(conformance, partial=True) if conformance.exists() else None,
+    )
+
+
+def read_material(root: Path) -> Material:
+    """All results below a folder.
+
+    Raises:
+        FormatError, VectorError: if there are none, or a file is not valid.
+    """
+    stored = tuple(read_stored(path.parent) for path in sorted(root.glob("*/rows.jsonl")))
+    if not stored:
+        raise FormatError(f"{root.name}: holds no */rows.jsonl; `walsh bench --store NAME` makes one")
+    kills = root / "kill_matrix.json"
+    training = {}
+    for path in sorted(root.glob("training/*/metrics.jsonl")):
+        training[path.parent.name] = tuple(json.loads(line) for line in path.read_text("utf-8").splitlines())
+    return Material(stored, json.loads(kills.read_text("utf-8")) if kills.exists() else None, training)
