@@ -4,8 +4,8 @@
     python -m walsh.engine.build --check   compare the recorded source digest with the sources
 
 The same sources and the same toolchain give the same bytes: one codegen unit, no debug information, and every machine
-path replaced. A toolchain is a ``rustc`` with the target's library (``rustup target add wasm32-unknown-unknown``) or with
-the library's sources (Debian's rust-src), from which Cargo then builds it.
+path replaced. A toolchain is a ``rustc`` with the target's library (``rustup target add wasm32-unknown-unknown``) or
+with the library's sources (Debian's rust-src), from which Cargo then builds it.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ FOLDER = Path(__file__).parent
 MODULE = FOLDER / "walsh_engine.wasm"
 RECORD = FOLDER / "walsh_engine.json"
 WORKSPACE = FOLDER.parent.parent / "canister"
-FLAGS = ("-C", "target-feature=+simd128")
-"""What the code is compiled with; the rest (optimisation, one codegen unit, strip) is in the workspace's profile."""
+FLAGS = ("-C", "target-feature=+simd128", "-C", "llvm-args=-disable-lsr")
+"""What the code is compiled with, as in ``canister/.cargo/config.toml``; the rest is in the workspace's profile. Loop
+strength reduction turns constant offsets of loads into additions, which cost an instruction each."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,9 @@ def _environment(toolchain: Toolchain) -> dict[str, str]:
     cargo_home = Path(os.environ.get("CARGO_HOME", Path.home() / ".cargo"))
     replaced = {WORKSPACE.resolve(): "canister", cargo_home: "cargo", toolchain.sysroot: "rust"}
     remap = [f"--remap-path-prefix={path}={name}" for path, name in replaced.items()]
-    environment = {name: value for name, value in os.environ.items() if name not in ("RUSTFLAGS", "CARGO_BUILD_RUSTFLAGS")}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("RUSTFLAGS", "CARGO_BUILD_RUSTFLAGS")
+    }
     environment |= {"RUSTC": toolchain.rustc, "CARGO_ENCODED_RUSTFLAGS": "\x1f".join([*FLAGS, *remap])}
     environment["CARGO_TARGET_DIR"] = str(WORKSPACE / "target" / "wasm")
     if toolchain.build_std:
