@@ -17,6 +17,7 @@ from walsh.commands.conformance import conformance
 from walsh.commands.explain import explain
 from walsh.commands.mutants import mutants
 from walsh.commands.ops import ops
+from walsh.commands.validate import validate
 from walsh.errors import BackendError, ParameterError, VectorError, WalshError
 from walsh.suite.backend import AdapterBroken
 from walsh.suite.runner import Exit
@@ -70,6 +71,7 @@ def main() -> None:
     """Verify and measure kernels of ternary hyper-complex language models."""
 
 
+conformance.add_command(validate)
 main.add_command(conformance)
 main.add_command(explain)
 main.add_command(mutants)
