@@ -33,6 +33,18 @@ def plain_provider(model: Model, prompt: Tensor) -> Provider:
     )
 
 
+def cacheless_provider(model: Model, prompt: Tensor) -> Provider:
+    """The whole prefix again for every token: what a published gain by a cache is measured against."""
+    tokens = prompt.shape[1] + 1
+    return Provider(
+        "plain PyTorch without a cache",
+        lambda i: model.plain(torch.cat([prompt, i["ids"]], 1)),
+        work=model.work(tokens, dense=True, bits=32),
+        check=check_token(model, prompt, None),
+        model_bytes=model.model_bytes(dense=True, bits=32),
+    )
+
+
 def check_token(model: Model, prompt: Tensor, bits: int | None) -> Any:
     """Logits of the new token against one uncached pass of the definition over prompt and token."""
 
@@ -77,7 +89,7 @@ def cases(setting: Setting) -> Iterable[Case | Absent]:
         work=model.work(1, dense=True, bits=32),
         fresh=lambda seed: {"ids": model.draw(seed, 1, 1)},
         check=check_token(model, prompt, 8),
-        providers=(plain_provider(model, prompt), *own),
+        providers=(plain_provider(model, prompt), cacheless_provider(model, prompt), *own),
         tokens=1,
         at_least=7,
     )

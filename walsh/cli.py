@@ -13,10 +13,12 @@ from typing import Any
 import click
 
 from walsh import __version__
+from walsh.commands.bench import bench
 from walsh.commands.conformance import conformance
 from walsh.commands.explain import explain
 from walsh.commands.mutants import mutants
 from walsh.commands.ops import ops
+from walsh.commands.report import report
 from walsh.commands.validate import validate
 from walsh.errors import BackendError, ParameterError, VectorError, WalshError
 from walsh.suite.backend import AdapterBroken
@@ -72,7 +74,9 @@ def main() -> None:
 
 
 conformance.add_command(validate)
+main.add_command(bench)
 main.add_command(conformance)
 main.add_command(explain)
 main.add_command(mutants)
 main.add_command(ops)
+main.add_command(report)

@@ -84,7 +84,7 @@ class Limits:
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Limits:
         """The inverse of :meth:`to_dict`."""
-        bandwidth = {int(size): float(rate) for size, rate in record["bandwidth"].items()}
+        bandwidth = dict(sorted((int(size), float(rate)) for size, rate in record["bandwidth"].items()))
         return cls(bandwidth, dict(record["peak"]), float(record["launch"]), dict(record["missing"]))
 
 

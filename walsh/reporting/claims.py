@@ -19,10 +19,10 @@ from walsh.measure.rows import Run
 from walsh.reporting.content import Table, make_table
 
 FIGURES = {
-    "ratio": "{ratio:.2f} times [{ratio_low:.2f}, {ratio_high:.2f}] {baseline}",
-    "milliseconds": "{ms:.3g} ms, {ratio:.2f} times [{ratio_low:.2f}, {ratio_high:.2f}] {baseline}",
-    "tokens_per_second": "{tokens_per_second:.4g} tokens/s",
-    "model_bytes": "{megabytes:.3g} MB",
+    "ratio": "{provider}: {ratio:.2f} times as fast as {baseline} [{ratio_low:.2f}, {ratio_high:.2f}]",
+    "milliseconds": "{provider}: {ms:.3g} ms",
+    "tokens_per_second": "{provider}: {tokens_per_second:.4g} tokens/s",
+    "model_bytes": "{provider}: {megabytes:.3g} MB",
 }
 """How the figure of a row is written."""
 
@@ -78,14 +78,16 @@ def load_claims(path: Path) -> ClaimFile:
 
 
 def _of_row(claim: Claim, run: Run) -> list[str]:
-    found = []
+    found: dict[str, list[str]] = {}
     for row in run.rows:
-        if fnmatchcase(row["case"], claim.case) and fnmatchcase(row["provider"], claim.provider):
-            values = dict(row, ms=1e3 * row["p50"], megabytes=(row["model_bytes"] or 0) / 1e6)
-            if claim.figure in ("tokens_per_second", "model_bytes") and row[claim.figure] is None:
-                continue
-            found.append(f"{FIGURES[claim.figure].format(**values)} ({row['case']})")
-    return found
+        if not (fnmatchcase(row["case"], claim.case) and fnmatchcase(row["provider"], claim.provider)):
+            continue
+        if row["role"] == "baseline" and claim.figure == "ratio":
+            continue
+        values = dict(row, ms=1e3 * row["p50"], megabytes=(row["model_bytes"] or 0) / 1e6)
+        if values.get(claim.figure, 0) is not None:
+            found.setdefault(row["case"], []).append(FIGURES[claim.figure].format(**values))
+    return [f"{case}: {'; '.join(figures)}" for case, figures in found.items()]
 
 
 def _of_count(claim: Claim, run: Run) -> list[str]:
@@ -113,11 +115,11 @@ def counterpart(claim: Claim, runs: Iterable[tuple[str, Run]]) -> str:
     for _, run in runs:
         found = _of_row(claim, run) if claim.case else _of_count(claim, run)
         if found:
-            parts.append(f"{machine_name(run.header['provenance'])}: {'; '.join(found)}")
+            parts.append(f"{machine_name(run.header['provenance'])}: {'. '.join(found)}")
     return ". ".join(parts) if parts else "not measured here: the stored runs hold no such row"
 
 
 def claims_table(claims: Sequence[Claim], runs: Sequence[tuple[str, Run]]) -> Table:
     """One row for each published figure."""
     rows = [(c.claim, c.against, counterpart(c, runs), c.command) for c in claims]
-    return make_table("Published figures", ("published", "measured against", "here", "command"), rows)
+    return make_table("", ("published", "measured against", "here", "command"), rows)

@@ -33,7 +33,7 @@ def _block(block: Block) -> str:
         return f"```sh\n{block.text}\n```"
     if isinstance(block, Figure):
         return f"*{block.caption}* (figure on the page)"
-    return f"**{block.caption}**\n\n{render_table(block)}"
+    return f"**{block.caption}**\n\n{render_table(block)}" if block.caption else render_table(block)
 
 
 def render(title: str, sections: Sequence[Section]) -> str:

@@ -19,7 +19,7 @@ def _cell(cell: Cell, right: bool) -> str:
     attributes = f' class="{classes}"' if classes else ""
     if cell.value is not None:
         attributes += f' data-value="{cell.value!r}"'
-    return f"<td{attributes}>{escape(cell.text)}</td>"
+    return f"<td{attributes}>{_text(cell.text)}</td>"
 
 
 def _table(table: Table) -> str:
@@ -35,9 +35,9 @@ def _table(table: Table) -> str:
         if len(table.rows) > 12
         else ""
     )
-    caption = f'<p class="caption">{escape(table.caption)}</p>' if not table.fold else ""
+    caption = f'<p class="caption">{escape(table.caption)}</p>' if table.caption and not table.fold else ""
     inner = (
-        f'{caption}{filtering}<div class="scroll" tabindex="0" role="region" aria-label="{escape(table.caption)}">'
+        f'{caption}{filtering}<div class="scroll" tabindex="0" role="region" aria-label="{escape(table.caption) or "table"}">'
         f"<table><colgroup>{columns}</colgroup><thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
     )
     if table.fold:

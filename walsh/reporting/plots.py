@@ -14,12 +14,15 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from walsh.reporting.content import Figure as Picture
 
 COLOURS = ("#010203", "#020304", "#030405", "#040506", "#050607", "#060708")
 """Placeholders of the page's series colours ``--s0`` to ``--s5``."""
 MUTED = "#0a0b0c"
+WIDTH = 9.4
+"""Inches of every figure, so that text has one size on the page."""
 MARKERS = ("o", "s", "D", "^", "v", "P")
 
 _STYLE: Any = {
@@ -43,7 +46,7 @@ _STYLE: Any = {
 
 def _render(figure: Figure, name: str, caption: str) -> Picture:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.05, metadata={"Date": None, "Creator": None})
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
@@ -65,15 +68,15 @@ def _escape(text: str) -> str:
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height))
+    figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
 
 
 def speedup_dots(rows: Sequence[Mapping[str, Any]], name: str, caption: str) -> Picture:
     """Ratios with their intervals on a logarithmic axis; the A/A spread of each case as a band around 1."""
     with mpl.rc_context(_STYLE):
-        figure, axes = _figure(7.2, 0.6 + 0.24 * len(rows))
-        groups = sorted({_group(row) for row in rows})
+        figure, axes = _figure(WIDTH, 0.8 + 0.21 * len(rows))
+        groups = sorted({_group(row) for row in rows}, key=lambda group: (not group.startswith("walsh"), group))
         for y, row in enumerate(rows):
             colour = COLOURS[groups.index(_group(row)) % len(COLOURS)]
             marker = MARKERS[groups.index(_group(row)) % len(MARKERS)]
@@ -88,14 +91,14 @@ def speedup_dots(rows: Sequence[Mapping[str, Any]], name: str, caption: str) -> 
         ticks = [t for t in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if low / 1.2 < t < high * 1.2]
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
-        axes.set_yticks(range(len(rows)), [f"{row['case']}  {row['provider']}" for row in rows])
+        axes.set_yticks(range(len(rows)), [f"{row['case']} · {row['provider']}" for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel("times faster than the named baseline (log scale; grey: what the baseline does against itself)")
+        axes.set_xlabel("times faster than the named baseline")
         for i, group in enumerate(groups):
             colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
             axes.plot([], [], marker=marker, color=colour, ls="none", ms=4.5, label=group)
-        figure.legend(loc="outside upper left", ncols=min(len(groups), 4), handletextpad=0.2, bbox_to_anchor=(0, 1.02))
+        figure.legend(loc="outside upper right", ncols=min(len(groups), 4), handletextpad=0.2)
         return _render(figure, name, caption)
 
 
@@ -108,7 +111,7 @@ def roofline(
 ) -> Picture:
     """FLOP/s over FLOP per byte, under the measured bandwidth and GEMM peaks."""
     with mpl.rc_context(_STYLE):
-        figure, axes = _figure(7.2, 4.2)
+        figure, axes = _figure(WIDTH, 4.2)
         points = [row for row in rows if row["flops"] and row["bytes"]]
         intensity = [row["flops"] / row["bytes"] for row in points] or [1.0]
         left, right = min(0.05, *intensity) / 2, max(1000.0, *intensity) * 2
@@ -138,7 +141,7 @@ def roofline(
 def stacked_bars(values: Mapping[str, Mapping[str, float]], unit: str, name: str, caption: str) -> Picture:
     """One bar per row, split by scope."""
     with mpl.rc_context(_STYLE):
-        figure, axes = _figure(7.2, 0.9 + 0.4 * len(values))
+        figure, axes = _figure(WIDTH, 0.9 + 0.4 * len(values))
         scopes = sorted({scope for parts in values.values() for scope in parts})
         left = dict.fromkeys(values, 0.0)
         for i, scope in enumerate(scopes):
@@ -148,14 +151,14 @@ def stacked_bars(values: Mapping[str, Mapping[str, float]], unit: str, name: str
             left = {key: left[key] + width for key, width in zip(values, widths, strict=True)}
         axes.invert_yaxis()
         axes.set_xlabel(unit)
-        figure.legend(loc="outside upper left", ncols=min(len(scopes), 5), bbox_to_anchor=(0, 1.06))
+        figure.legend(loc="outside upper right", ncols=min(len(scopes), 5), handletextpad=0.4)
         return _render(figure, name, caption)
 
 
 def speed_over_size(points: Sequence[Mapping[str, Any]], name: str, caption: str) -> Picture:
     """Tokens per second over bytes of the model; hollow: published by others, not measured here."""
     with mpl.rc_context(_STYLE):
-        figure, axes = _figure(7.2, 4.0)
+        figure, axes = _figure(WIDTH, 4.0)
         for measured, fill in ((True, "full"), (False, "none")):
             mine = [point for point in points if point["measured"] is measured]
             axes.plot([p["bytes"] for p in mine], [p["tokens_per_second"] for p in mine], ls="none", marker="o", ms=5,
@@ -167,7 +170,11 @@ def speed_over_size(points: Sequence[Mapping[str, Any]], name: str, caption: str
                           xytext=(5, 4 if i % 2 else -9), textcoords="offset points")  # fmt: skip  # one call
         axes.set(xscale="log", yscale="log")
         axes.margins(x=0.25, y=0.2)
-        axes.set_xlabel("bytes of the model")
+        for axis, unit in ((axes.xaxis, "B"), (axes.yaxis, "")):
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axis.set_major_formatter(EngFormatter(unit))
+            axis.set_minor_locator(NullLocator())
+        axes.set_xlabel("size of the model")
         axes.set_ylabel("tokens per second")
         axes.legend(loc="best")
         return _render(figure, name, caption)

@@ -28,7 +28,9 @@ def speedups(material: Material) -> Section:
         rows = sorted(challengers(stored), key=lambda row: (-row["ratio"], row["case"], row["provider"]))
         name = machine_name(stored.run.header["provenance"])
         if rows:
-            caption = f"Times faster than the named baseline with 95 % intervals, {name}."
+            caption = (
+                f"Times faster than the named baseline, 95 % intervals, log scale; grey: the baseline itself. {name}."
+            )
             blocks.append(plots.speedup_dots(rows, f"dots{i}", caption))
     blocks.append(
         Paragraph(
