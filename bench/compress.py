@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from walsh import reference
+from walsh.codec import packings
 from walsh.kernels.torch import bitmask_encode, pack_ternary
 from walsh.measure.case import Absent, Case, Check, Inputs, Provider, Setting, Work
 from walsh.measure.checks import generator
@@ -66,7 +67,17 @@ def own_providers(total: int) -> list[Provider]:
     def unmask(output: tuple[torch.Tensor, torch.Tensor]) -> Codes:
         return reference.bitmask_decode(output[0].numpy(), output[1].numpy(), (total,))
 
+    def unpack_chosen(output: tuple[str, NDArray[np.uint8]]) -> Codes:
+        return packings.unpack(output[1], output[0], (total,))
+
     return [
+        Provider(
+            "walsh file, smallest packing",
+            lambda i: packings.choose(i["q"].numpy(), "size"),
+            "torch",
+            check=decoded(unpack_chosen),
+            result_bytes=lambda parts: len(parts[1]),
+        ),
         Provider(
             "walsh pack_ternary", lambda i: pack_ternary(i["q"]), "torch", check=decoded(unpack), result_bytes=len
         ),

@@ -6,6 +6,7 @@ limit: weights and head are read once per token
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from walsh.measure.case import Absent, Case, Inputs, Provider, Setting
 from walsh.measure.checks import share
+from walsh.measure.engine import BACKEND, open_session, pack_model, without_engine
 from walsh.measure.kernels import packages, without_triton
 from walsh.measure.models import FLOAT_TOLERANCE, INT8_TOLERANCE, Model, choose_model
 
@@ -77,10 +79,33 @@ def own_provider(package: Any, model: Model, prompt: Tensor) -> Provider:
     )
 
 
+def engine_provider(model: Model, prompt: Tensor) -> Provider:
+    """The engine under wasmtime, one thread, strict; a file of packed weights."""
+    session, past = open_session(model), prompt.shape[1]
+    session.prefill(prompt[0].cpu().numpy())
+
+    def run(inputs: Inputs) -> Tensor:
+        session.truncate(past)
+        session.step(int(inputs["ids"]))
+        return torch.from_numpy(session.logits)[None, None]
+
+    return Provider(
+        "walsh engine (Wasm)",
+        run,
+        BACKEND,
+        replace(model.work(1, dense=False, bits=2), peak="wasm"),
+        model_bytes=len(pack_model(model)),
+    )
+
+
 def cases(setting: Setting) -> Iterable[Case | Absent]:
     model, past = choose_model(setting), 64
     prompt = model.draw(7, 1, past)
-    own = tuple(own_provider(package, model, prompt) for package in packages(setting))
+    own = [own_provider(package, model, prompt) for package in packages(setting)]
+    missing = without_engine("decode/*")
+    if not missing:
+        own.append(engine_provider(model, prompt))
+    yield from missing
     yield Case(
         op="decode",
         name=f"decode/P{past}-C{model.n_embd}-V{model.vocabulary}",

@@ -6,16 +6,18 @@ float32 safetensors (the checkpoint), packed safetensors (2 bits a ternary weigh
 from __future__ import annotations
 
 import atexit
-import importlib.util
 import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from walsh.codec.container import dump, read_walsh
 from walsh.kernels.torch import pack_ternary, unpack_ternary
 from walsh.measure.case import Absent, Case, Inputs, Provider, Setting, Work
 from walsh.measure.models import Model, choose_model
@@ -76,8 +78,48 @@ def cases(setting: Setting) -> Iterable[Case | Absent]:
         warm=True,
         at_least=5,
     )
-    if importlib.util.find_spec("walsh.codec") is None:
-        yield Absent("load/*", ".walsh container", "walsh.codec is not there")
+    yield container(model, folder)
+
+
+def container(model: Model, folder: Path) -> Case:
+    """The ``.walsh`` file of strict weights, digests verified, against the same weights unpacked in safetensors."""
+    weights = {name: np.ascontiguousarray(w) for name, w in model.exported.items()}
+
+    def fresh(seed: int) -> dict[str, Path]:
+        codes = weights["embedding.codes"]
+        codes[0] = np.random.default_rng(seed).integers(-127, 128, codes.shape[1])
+        (folder / "model.walsh").write_bytes(dump(weights, model.config, prefer="speed"))
+        save_file({name: torch.from_numpy(w) for name, w in weights.items()}, folder / "int8.safetensors")
+        return {"walsh": folder / "model.walsh", "int8": folder / "int8.safetensors"}
+
+    def check(_: Inputs, output: dict[str, Any], seed: int) -> float:
+        names = sorted(weights)
+        same = all(np.array_equal(output[n], weights[n]) for n in (names[seed % len(names)], "embedding.codes"))
+        return 0.0 if same else float("inf")
+
+    whole = sum(w.nbytes for w in weights.values())
+    packed = len(dump(weights, model.config, prefer="speed"))
+    return Case(
+        op="load",
+        name=f"load/strict/C{model.n_embd}-V{model.vocabulary}",
+        shape=model.shape(),
+        dtype="int8",
+        work=Work(0, 2.0 * whole),
+        fresh=fresh,
+        check=check,
+        providers=(
+            Provider("safetensors int8", lambda i: touch(load_file(i["int8"])), model_bytes=whole),
+            Provider(
+                ".walsh file",
+                lambda i: read_walsh(i["walsh"]).weights,
+                "torch",
+                Work(0, float(whole + packed)),
+                model_bytes=packed,
+            ),
+        ),
+        warm=True,
+        at_least=5,
+    )
 
 
 def touch(weights: dict[str, Tensor]) -> dict[str, Tensor]:

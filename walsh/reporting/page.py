@@ -36,8 +36,9 @@ def _table(table: Table) -> str:
         else ""
     )
     caption = f'<p class="caption">{escape(table.caption)}</p>' if table.caption and not table.fold else ""
+    label = escape(table.caption) or "table"
     inner = (
-        f'{caption}{filtering}<div class="scroll" tabindex="0" role="region" aria-label="{escape(table.caption) or "table"}">'
+        f'{caption}{filtering}<div class="scroll" tabindex="0" role="region" aria-label="{label}">'
         f"<table><colgroup>{columns}</colgroup><thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
     )
     if table.fold:
