@@ -115,7 +115,9 @@ class Walsh(nn.Module):
             tensors = _initialise(config, seed)
         else:
             check_weights(weights, config.to_dict())
-            tensors = {name: tensor.detach().clone() for name, tensor in weights.items()}
+            # In our order, not the mapping's: norms over all parameters are sums, whose last bits depend on it.
+            names = [*config.weight_shapes(), "embedding.indices"]
+            tensors = {name: weights[name].detach().clone() for name in names if name in weights}
         for name, tensor in tensors.items():
             if not name.startswith("blocks."):
                 _grow(self, name, tensor)

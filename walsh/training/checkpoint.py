@@ -94,13 +94,15 @@ def load_checkpoint(folder: Path, optimizer: bool = True) -> Checkpoint:
     if version != VERSION:
         raise FormatError(f"{path}: version {version}; this walsh reads version {VERSION}")
     tensors: list[dict[str, Tensor]] = []
-    for name in _FILES[: 2 if optimizer else 1]:
-        file = folder / name
+    for file_name in _FILES[: 2 if optimizer else 1]:
+        file = folder / file_name
         if not file.is_file():
             raise FormatError(f"{file}: missing; the checkpoint is incomplete")
         found = file_digest(file)
-        if found != digests.get(name):
-            raise FormatError(f"{file}: sha256 {found[:12]}, its record says {str(digests.get(name))[:12]}; damaged")
+        if found != digests.get(file_name):
+            raise FormatError(
+                f"{file}: sha256 {found[:12]}, its record says {str(digests.get(file_name))[:12]}; damaged"
+            )
         try:
             tensors.append(safetensors.torch.load_file(file))
         except safetensors.SafetensorError as error:

@@ -76,8 +76,8 @@ def gather_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def gather_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> dict[str, Tensor]:
-    """Moments and random states; every process calls this."""
-    states: Any = get_optimizer_state_dict(model, optimizer, options=_WHOLE)["state"]
+    """Moments (in the first process) and random states; every process calls this."""
+    states: Any = get_optimizer_state_dict(model, optimizer, options=_WHOLE).get("state", {})
     tensors = {f"{kind}.{name}": tensor for name, moments in states.items() for kind, tensor in moments.items()}
     tensors["random.cpu"] = torch.get_rng_state()
     if device.type == "cuda":
@@ -97,8 +97,10 @@ def restore_optimizer(
     for name, tensor in tensors.items():
         kind, _, parameter = name.partition(".")
         states.setdefault(parameter, {})[kind] = tensor
-    record: dict[str, Any] = dict(get_optimizer_state_dict(model, optimizer, options=_WHOLE))
-    set_optimizer_state_dict(model, optimizer, record | {"state": states}, options=_WHOLE)
+    # Every process has read the whole file, so each needs the whole record and takes its own shard.
+    everywhere = StateDictOptions(full_state_dict=True)
+    record: dict[str, Any] = dict(get_optimizer_state_dict(model, optimizer, options=everywhere))
+    set_optimizer_state_dict(model, optimizer, record | {"state": states}, options=everywhere)
 
 
 def changed_keys(config: TrainingConfig, before: Mapping[str, Mapping[str, Any]]) -> list[str]:
