@@ -6,6 +6,7 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from walsh.suite import display
 from walsh.suite.backend import AdapterBroken, Backend
 from walsh.suite.catalog import LANES
 from walsh.suite.deviations import load_deviations
+from walsh.suite.page import write_badge, write_page
 from walsh.suite.policy import Policy, load_policy
 from walsh.suite.report import footer, header, write_junit, write_report
 from walsh.suite.runner import BackendRun, Outcome, combine_exits, run_backend
@@ -41,6 +43,8 @@ class Options:
     vectors: Path | None
     json_path: Path | None
     junit_path: Path | None
+    html_path: Path | None
+    badge_path: Path | None
     list_only: bool
     max_failures: int
     verbose: bool
@@ -87,6 +91,10 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--vectors", type=click.Path(path_type=Path), help="Data folder (holds manifest.json).")
 @click.option("--json", "json_path", type=_FILE, help="Write a report as JSON lines.")
 @click.option("--junit", "junit_path", type=_FILE, help="Write JUnit XML.")
+@click.option(
+    "--html", "html_path", type=_FILE, help="Write one self-contained page with the matrix and every failure."
+)
+@click.option("--badge", "badge_path", type=_FILE, help="Write a badge: .svg, or .json for a shields.io endpoint.")
 @click.option("--list", "list_only", is_flag=True, help="List the selected cases and stop.")
 @click.option(
     "--max-failures",
@@ -184,13 +192,18 @@ def _run(options: Options) -> int:
         write_report(options.json_path, first, runs, footer(runs, code, seconds))
     if options.junit_path is not None:
         write_junit(options.junit_path, runs)
+    if options.html_path is not None:
+        created = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        write_page(options.html_path, suite, labels, runs, code, options.choice.repeat, created)
+    if options.badge_path is not None:
+        write_badge(options.badge_path, runs, code)
     return int(code)
 
 
 def _check_usage(options: Options) -> None:
     if options.function is not None and len(options.ops) != 1:
         raise click.UsageError("--function needs exactly one --op")
-    for path in (options.json_path, options.junit_path):
+    for path in (options.json_path, options.junit_path, options.html_path, options.badge_path):
         if path is not None and not path.parent.is_dir():
             raise click.UsageError(f"{path}: the folder {path.parent} does not exist")
 

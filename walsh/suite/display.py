@@ -98,12 +98,14 @@ def print_matrix(console: Console, runs: Sequence[BackendRun]) -> None:
     console.print(table)
 
 
-def _hex(value: Any) -> str:
+def show_hex(value: Any) -> str:
+    """The bits of a scalar, such as ``0x3f800000``."""
     array = np.asarray(value)
     return f"0x{int(bits_of(array)):0{2 * array.dtype.itemsize}x}"
 
 
-def _decimal(value: Any) -> str:
+def show_decimal(value: Any) -> str:
+    """A scalar in nine digits, which tell float32 numbers apart."""
     return str(value) if np.asarray(value).dtype.kind in "biu" else f"{float(value):.9g}"
 
 
@@ -135,8 +137,8 @@ def _print_element(console: Console, found: Comparison) -> None:
     if found.index is not None:
         exact = "" if found.exact is None else f"  (exactly {found.exact:.17g})"
         console.print(f"  element    {found.name}{escape(str(list(found.index)))}")
-        console.print(f"  expected   {_hex(found.expected)}  {_decimal(found.expected)}{exact}")
-        console.print(f"  actual     {_hex(found.actual)}  {_decimal(found.actual)}")
+        console.print(f"  expected   {show_hex(found.expected)}  {show_decimal(found.expected)}{exact}")
+        console.print(f"  actual     {show_hex(found.actual)}  {show_decimal(found.actual)}")
     if found.error is not None and found.budget is not None and found.share is not None:
         console.print(f"  error      {found.error:.6g}, budget {found.budget:.6g}, {found.share:.4g} of it used")
     if found.ulp is not None:
