@@ -435,3 +435,63 @@ def test_the_same_seed_gives_the_same_receipts(wat) -> None:
 
     assert history(3) == history(3)
     assert any(history(3) != history(seed) for seed in range(4, 8))
+
+
+def test_system_calls_alone_run_out(wat) -> None:
+    text = canister('(func (export "canister_update f") (loop (drop (call $time)) (br 0)))', "")
+    replica = Replica(costs=small_costs(update_instructions=1_000_000))
+    made = replica.install(wat(text))
+    with pytest.raises(RejectError, match="more than 1000000"):
+        made.update("f")
+    assert replica.receipts[-1].instructions == 1_000_000
+
+
+def test_traps_in_every_other_phase(replica: Replica, wat) -> None:
+    with pytest.raises(TrapError, match="words"):
+        replica.install(
+            wat(canister('(func (export "canister_init") (call $trap (i32.const 9) (i32.const 5)))' + WORDS))
+        )
+    with pytest.raises(TrapError, match="unreachable"):
+        replica.install(wat(canister("(func $begin unreachable) (start $begin)")))
+    with pytest.raises(TrapError, match="not allowed in start"):
+        replica.install(wat(canister("(func $begin (drop (call $time))) (start $begin)")))
+    assert not replica.canisters
+    guarded = replica.install(wat(GUARDED.replace("(global.set $count (i64.const 5))", "unreachable")))
+    with pytest.raises(RejectError, match="unreachable"):
+        guarded.update("open")
+    beating = replica.install(
+        wat(TIMED.replace("(global.set $beats", "(i64.store (i32.const 0) (i64.const 1)) unreachable (drop"))
+    )
+    replica.tick(2)
+    assert len(beating.log) == 2
+    assert number(beating.query("beats")) == 0
+
+
+def test_a_trap_in_the_cleanup_undoes_the_cleanup(replica: Replica, wat) -> None:
+    failing = CALLER.replace(
+        "(func $cleanup (param i32) ", "(func $cleanup (param i32) (global.set $count (i64.const 3)) unreachable "
+    )
+    caller, counter = replica.install(wat(failing)), replica.install(wat(COUNTER))
+    with pytest.raises(RejectError, match="unreachable"):
+        caller.update("call_and_explode", counter.id + b"increment")
+    assert number(caller.query("get")) == 0
+    assert [receipt.kind for receipt in replica.receipts][-3:-1] == [Kind.REPLY, Kind.CLEANUP]
+
+
+def test_profiles_outlive_instances(wat) -> None:
+    for breakdown in ("segments", "stacks"):
+        replica = Replica(breakdown=breakdown)
+        made = replica.install(wat(COUNTER))
+        for method in ("increment", "fail", "increment"):
+            try:
+                made.update(method)
+            except RejectError:
+                continue
+        if breakdown == "segments":
+            assert sum(row.instructions for row in made.rows()) == sum(receipt.code for receipt in replica.receipts)
+        else:
+            lines = made.folded().splitlines()
+            assert sum(int(line.rsplit(" ", 1)[1]) for line in lines) == sum(r.instructions for r in replica.receipts)
+
+
+WORDS = '(data (i32.const 9) "words")'

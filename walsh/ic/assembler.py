@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from walsh.ic.binary import signed, unsigned
 from walsh.ic.opcodes import BY_NAME
 
@@ -11,6 +13,7 @@ EMPTY_BLOCK = -64
 _SIGNED = frozenset({"block", "i32", "i64"})
 
 
+@lru_cache(1 << 16)
 def code(name: str, *immediates: int) -> bytes:
     """One instruction. A memory access takes (memory, offset) and is unaligned.
 
@@ -28,6 +31,7 @@ def code(name: str, *immediates: int) -> bytes:
     return out
 
 
+@lru_cache(1 << 16)
 def sequence(*items: str | tuple[str | int, ...]) -> bytes:
     """Instructions one after another: a string has no immediates, a tuple carries them."""
     out = bytearray()

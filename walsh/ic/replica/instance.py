@@ -20,6 +20,9 @@ from walsh.ic.paging import ACCESSED, MAP, READ_BIT, WRITE_BIT, WRITTEN
 from walsh.ic.replica.program import FUNCTIONS, HEAP, RESTORE, SAVE, SAVED, Program, engine
 from walsh.ic.replica.recorder import Recorder
 
+_CHECKED = 64
+"""After how many charges by the host the limit is checked."""
+
 SystemCall = tuple[wasmtime.FuncType, Callable[..., Any]]
 
 
@@ -37,6 +40,7 @@ class Instance:
         self._heap: NDArray[np.uint8] = np.zeros(0, np.uint8)
         self._globals = b""
         self._committed = False
+        self._limit, self._charged, self._charges, self._touched = 0, 0, 0, (0, 0)
         self.recorder = Recorder(program.metered)
         self._instantiate()
 
@@ -51,60 +55,63 @@ class Instance:
         except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
             raise TrapError(f"the module cannot be instantiated: {error}") from error
         self._counter = self._global(COUNTER)
-        self._limit = self._global(LIMIT)
+        self._limited = self._global(LIMIT)
+        self._memory = self._export_memory(HEAP) if self.program.has_heap else None
+        self._saved = self._export_memory(SAVED)
         self._paged = [self._global(ACCESSED), self._global(WRITTEN)] if self.program.has_heap else []
         self.recorder.attach(self.store, self._exports)
-        self._map = self._view(MAP) if self.program.has_heap else np.zeros(0, np.uint8)
+        self._map = self._view(self._export_memory(MAP)) if self.program.has_heap else np.zeros(0, np.uint8)
 
     def _global(self, name: str) -> wasmtime.Global:
         found = self._exports[name]
         assert isinstance(found, wasmtime.Global)
         return found
 
-    def _view(self, name: str) -> NDArray[np.uint8]:
-        memory = self._exports[name]
-        assert isinstance(memory, wasmtime.Memory)
-        size = memory.data_len(self.store)
-        return np.ctypeslib.as_array(memory.data_ptr(self.store), shape=(size,))
+    def _export_memory(self, name: str) -> wasmtime.Memory:
+        found = self._exports[name]
+        assert isinstance(found, wasmtime.Memory)
+        return found
+
+    def _view(self, memory: wasmtime.Memory) -> NDArray[np.uint8]:
+        return np.ctypeslib.as_array(memory.data_ptr(self.store), shape=(memory.data_len(self.store),))
 
     # -- what a message uses
 
     @property
     def heap(self) -> NDArray[np.uint8]:
         """uint8 [bytes]: the heap itself; valid until it grows."""
-        return self._view(HEAP) if self.program.has_heap else np.zeros(0, np.uint8)
+        return self._view(self._memory) if self._memory is not None else np.zeros(0, np.uint8)
 
     @property
     def counter(self) -> int:
-        """Instructions of the running message."""
-        return int(self._counter.value(self.store))
+        """Instructions of the running message: what the code counted, and what the host charged."""
+        return int(self._counter.value(self.store)) + self._charged
 
     def charge(self, amount: int, reason: str) -> None:
-        """Add to the counter what the host charges.
+        """Charge what the host does for the message.
+
+        It is kept apart from the code's counter, which is slow to write from here. The code's own checks lag behind by
+        it, hence the checks here and at the end of the message, which decide.
 
         Raises:
-            OutOfInstructionsError: past the limit.
+            OutOfInstructionsError: past the limit, now or within the next calls.
         """
-        total = self.counter + amount
-        self._counter.set_value(self.store, total)
+        self._charged += amount
         self.recorder.host(amount, reason)
-        self.check()
+        self._charges += 1
+        if self._charges % _CHECKED == 0 or self._charged > self._limit:
+            self.check()
 
     def check(self) -> None:
         """Raise OutOfInstructionsError if the counter is past the limit."""
-        if self.exhausted:
-            raise OutOfInstructionsError(f"the message takes more than {self._limit.value(self.store)} instructions")
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether the counter is past the limit."""
-        return self.counter > int(self._limit.value(self.store))
+        if self.counter > self._limit:
+            raise OutOfInstructionsError(f"the message takes more than {self._limit} instructions")
 
     @property
     def pages(self) -> tuple[int, int]:
         """Heap pages accessed and written by the running message."""
         counts = [int(item.value(self.store)) for item in self._paged] or [0, 0]
-        return counts[0], counts[1]
+        return counts[0] + self._touched[0], counts[1] + self._touched[1]
 
     def touch(self, start: int, size: int, write: bool) -> None:
         """Mark and charge the heap pages of a range that the host reads or writes."""
@@ -112,11 +119,13 @@ class Instance:
             return
         policy = self.program.policy
         span = self._map[start // policy.page_bytes : (start + size - 1) // policy.page_bytes + 1]
+        bits = READ_BIT | WRITE_BIT if write else READ_BIT
+        if span.min() & bits == bits:
+            return
         accessed = int(np.count_nonzero(span & READ_BIT == 0))
         written = int(np.count_nonzero(span & WRITE_BIT == 0)) if write else 0
-        span |= READ_BIT | (WRITE_BIT if write else 0)
-        for item, amount in zip(self._paged, (accessed, written), strict=True):
-            item.set_value(self.store, int(item.value(self.store)) + amount)
+        span |= bits
+        self._touched = (self._touched[0] + accessed, self._touched[1] + written)
         if not policy.at_end:
             self.charge(accessed * policy.access + written * policy.write, "heap pages")
 
@@ -127,7 +136,8 @@ class Instance:
         if self.program.fresh:
             self._rebuild()
         self._counter.set_value(self.store, 0)
-        self._limit.set_value(self.store, limit)
+        self._limited.set_value(self.store, limit)
+        self._limit, self._charged, self._charges, self._touched = limit, 0, 0, (0, 0)
         for item in self._paged:
             item.set_value(self.store, 0)
         self._map[:] = 0
@@ -180,7 +190,7 @@ class Instance:
         else:
             self._copy(heap, self._heap)
         self._internal(SAVE)
-        self._globals = self._view(SAVED).tobytes()
+        self._globals = self._view(self._saved).tobytes()
         self._committed = True
 
     def rollback(self) -> None:
@@ -210,12 +220,10 @@ class Instance:
         self._instantiate()
         if not self._committed:
             return
-        if self.program.has_heap:
-            memory = self._exports[HEAP]
-            assert isinstance(memory, wasmtime.Memory)
-            missing = self._heap.size // 65536 - memory.size(self.store)
+        if self._memory is not None:
+            missing = self._heap.size // 65536 - self._memory.size(self.store)
             if missing > 0:
-                memory.grow(self.store, missing)
+                self._memory.grow(self.store, missing)
             self.heap[:] = self._heap
-        self._view(SAVED)[:] = np.frombuffer(self._globals, np.uint8)
+        self._view(self._saved)[:] = np.frombuffer(self._globals, np.uint8)
         self._internal(RESTORE)
