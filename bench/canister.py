@@ -53,7 +53,7 @@ def cases(setting: Setting) -> Iterable[Case | Absent]:
         session = open_session(model, metered)
         session.prefill(prompt)
         runs.append(make_run(session, past))
-    work = replace(model.work(1, dense=False, bits=8), peak="wasm")
+    work = replace(model.work(1, dense=False, bits=2, head_bytes=1), peak="wasm")
     yield Case(
         op="canister",
         name=f"canister/token/P{past}-C{model.n_embd}-V{model.vocabulary}",

@@ -93,7 +93,7 @@ def engine_provider(model: Model, prompt: Tensor) -> Provider:
         "walsh engine (Wasm)",
         run,
         BACKEND,
-        replace(model.work(1, dense=False, bits=2), peak="wasm"),
+        replace(model.work(1, dense=False, bits=2, head_bytes=1), peak="wasm"),
         model_bytes=len(pack_model(model)),
     )
 

@@ -97,14 +97,15 @@ class Model:
         # Direct octonion products use each weight eight times: as many multiply-adds as the dense layer.
         return 8.0 * linear if dense else 8.0 * linear * 30 / 64, float(self.vocabulary * self.n_embd)
 
-    def work(self, tokens: int, dense: bool, bits: float, head_tokens: int | None = None, passes: int = 1) -> Work:
-        """Of one pass over ``tokens``, weights of the linear layers in ``bits``, the head in float32."""
+    def work(self, tokens: int, dense: bool, bits: float, head_bytes: int = 4, passes: int = 1) -> Work:
+        """Of one pass over ``tokens``: weights of the linear layers in ``bits``, the head in ``head_bytes`` each."""
         linear, head = self.weights_of(dense=True)
         executed, _ = self.weights_of(dense)
-        rows = tokens if head_tokens is None else head_tokens
         stored = linear * bits / 8 / (1 if dense else 8)
-        flops = 2.0 * passes * (tokens * executed + rows * head)
-        return Work(flops, passes * (stored + 4 * head), 2.0 * passes * (tokens * linear + rows * head), "float32")
+        flops = 2.0 * passes * (tokens * executed + tokens * head)
+        return Work(
+            flops, passes * (stored + head_bytes * head), 2.0 * passes * (tokens * linear + tokens * head), "float32"
+        )
 
     def model_bytes(self, dense: bool, bits: float) -> int:
         """Bytes of the weights that a provider holds."""
