@@ -17,7 +17,7 @@ import torch
 from tests.training.conftest import make_trainer, tiny_config
 from walsh.data import Dataset
 from walsh.errors import BackendError, DataError, ParameterError
-from walsh.training.checkpoint import load_checkpoint
+from walsh.model.checkpoint import load_checkpoint
 from walsh.training.distributed import choose_device
 from walsh.training.loop import Trainer
 from walsh.training.metrics import read_metrics

@@ -14,9 +14,9 @@ import torch
 from tests.training.conftest import ALONE, TINY, tiny_config
 from walsh.data import ByteTokenizer, Dataset, load_dataset
 from walsh.errors import DataError, FormatError, ParameterError
+from walsh.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from walsh.model.transformer import Walsh
 from walsh.training.batches import bytes_per_token, evaluation_batches, training_batch
-from walsh.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from walsh.training.config import ScheduleConfig, load_config
 from walsh.training.evaluation import evaluate
 from walsh.training.metrics import Metrics, plot_loss, read_metrics, smooth
@@ -99,7 +99,7 @@ def test_a_batch_is_a_function_of_seed_and_step_and_processes_share_it() -> None
     assert torch.equal(torch.stack(shares, dim=1).reshape(8, 16), ids)
     starts = {int(training_batch(tokens, 1, step, 64, 998)[0][0, 0]) for step in range(20)}
     assert starts == {0, 1}  # every place is reached, the last one too
-    with pytest.raises(DataError, match="16 tokens.*needs 17"):
+    with pytest.raises(DataError, match=r"16 tokens.*needs 17"):
         training_batch(tokens[:16], 7, 3, 8, 16)
 
 
@@ -185,11 +185,13 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypat
     def broken(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("walsh.training.checkpoint.json.dumps", broken)
-        save_checkpoint(folder, Checkpoint({"a": torch.ones(2)}, {}, {}, state={"step": 2}))
+    second = Checkpoint({"a": torch.ones(2)}, {}, {}, state={"step": 2})
+    with monkeypatch.context() as patch:
+        patch.setattr("walsh.model.checkpoint.json.dumps", broken)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(folder, second)
     assert load_checkpoint(folder).state == {"step": 1}
-    save_checkpoint(folder, Checkpoint({"a": torch.ones(2)}, {}, {}, state={"step": 2}))
+    save_checkpoint(folder, second)
     assert load_checkpoint(folder).state == {"step": 2}
 
 

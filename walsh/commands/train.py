@@ -32,7 +32,7 @@ def find_config(name: str) -> Path:
 @click.option("--device", help="Such as cpu or cuda [a GPU if there is one].")
 @click.option("--threads", type=click.IntRange(min=1), help="Of the CPU [all].")
 @click.option("--quiet", is_flag=True, help="Print nothing.")
-@click.option("--debug", is_flag=True, help="Show tracebacks.")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
 @click.pass_context
 def train(
     ctx: click.Context,
@@ -44,7 +44,6 @@ def train(
     device: str | None,
     threads: int | None,
     quiet: bool,
-    debug: bool,
 ) -> None:
     """Train the model of CONFIG: a TOML file, or the name of one in configs/.
 

@@ -31,6 +31,7 @@ class SamplingConfig:
         repetition_penalty: divides positive and multiplies negative logits of tokens seen before; 1 for none.
         seed: of the first sequence; sequence b uses seed + b.
         stop: tokens that end a sequence; they are not part of it.
+        vocabulary: draw only among the first so many ids, where a model has more than its tokenizer; 0 for all.
     """
 
     temperature: float = 1.0
@@ -39,6 +40,7 @@ class SamplingConfig:
     repetition_penalty: float = 1.0
     seed: int = 0
     stop: tuple[int, ...] = ()
+    vocabulary: int = 0
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ def _choose(logits: Tensor, tokens: Mapping[int, Sequence[int]], sampling: Sampl
     for row, seen in enumerate(tokens.values()):
         history[row, : len(seen)] = torch.tensor(seen)
     ids = kernels.sample(
-        logits.float(),
+        logits[:, : sampling.vocabulary or None].float(),
         history.to(logits.device),
         temperature=sampling.temperature,
         top_k=sampling.top_k,

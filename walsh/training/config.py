@@ -150,8 +150,9 @@ class TrainingConfig(_Section):
         return self
 
     def make_model_config(self, vocab_size: int) -> WalshConfig:
-        """The model's configuration for a tokenizer of this size."""
-        return WalshConfig.from_dict({**self.model, "vocab_size": vocab_size})
+        """The model's configuration for a tokenizer of this size; ``"none"`` stands for None, which TOML lacks."""
+        given = {key: None if value == "none" else value for key, value in self.model.items()}
+        return WalshConfig.from_dict({**given, "vocab_size": vocab_size})
 
 
 def parse_config(document: Mapping[str, Any], where: str) -> TrainingConfig:

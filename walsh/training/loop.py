@@ -26,10 +26,10 @@ from torch import Tensor
 
 from walsh.data.prepare import Dataset
 from walsh.errors import ParameterError
+from walsh.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from walsh.model.generation import SamplingConfig, generate
 from walsh.model.transformer import Walsh
 from walsh.training.batches import training_batch
-from walsh.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from walsh.training.config import TrainingConfig
 from walsh.training.distributed import World, synchronised, whole, wrap
 from walsh.training.evaluation import Evaluation, evaluate
@@ -272,7 +272,7 @@ class Trainer:
         if self.folder is None:
             raise ParameterError("resume without a folder: expected the folder of the run")
         checkpoint = load_checkpoint(self.folder / "checkpoint")
-        changed = changed_keys(self.config, checkpoint.state["config"])
+        changed = changed_keys(self.config, self.global_batch, checkpoint.state)
         if changed or checkpoint.tokenizer != self.dataset.tokenizer.to_dict():
             raise ParameterError(
                 f"{self.folder}: was begun with another {', '.join(changed) or 'tokenizer'}; resume with its "
@@ -290,6 +290,7 @@ class Trainer:
         if self.world.main:
             state = {
                 "config": self.config.model_dump(mode="json"),
+                "global_batch": self.global_batch,
                 "progress": self.progress.to_dict(),
                 "scaler": self.scaler.state_dict(),
             }

@@ -29,9 +29,19 @@ _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 _FREE = {
     "data": ("folder",),
-    "training": ("steps", "activation_checkpointing", "compile", "checkpoint_interval", "divergence", "tensorboard"),
+    "training": (
+        "steps",  # stretches the schedule
+        "batch_size",  # the product of the next two and of the number of processes is what counts
+        "gradient_accumulation",
+        "shard",
+        "activation_checkpointing",
+        "compile",
+        "checkpoint_interval",
+        "divergence",
+        "tensorboard",
+    ),
 }
-"""Keys that a resumed run may have otherwise, besides all of ``evaluation``; ``steps`` stretches the schedule."""
+"""Keys that a resumed run may have otherwise, besides all of ``evaluation``."""
 
 
 @dataclass
@@ -103,16 +113,19 @@ def restore_optimizer(
     set_optimizer_state_dict(model, optimizer, record | {"state": states}, options=everywhere)
 
 
-def changed_keys(config: TrainingConfig, before: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def changed_keys(config: TrainingConfig, global_batch: int, state: Mapping[str, Any]) -> list[str]:
     """Keys that make a resumed run another run, as ``section.key``.
 
     Args:
         config: of the resumed run.
-        before: configuration of the interrupted one, as JSON.
+        global_batch: its windows per step.
+        state: of the interrupted run's checkpoint.
     """
+    before = state["config"]
     after = config.model_dump(mode="json")
     after.pop("evaluation")
-    return [
+    batch = [] if state["global_batch"] == global_batch else ["training.batch_size (times accumulation and processes)"]
+    return batch + [
         f"{section}.{key}"
         for section, values in after.items()
         for key in {**values, **before.get(section, {})}

@@ -1,0 +1,159 @@
+"""Text in, text out: a checkpoint with its tokenizer, and generation that streams characters.
+
+    text of a sequence = decoded tokens up to, and without, the first stop text
+
+A stop text may be spread over tokens: what could become one is held back until it is decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from walsh.data.tokenizers import Tokenizer, from_dict
+from walsh.errors import DataError, ParameterError
+from walsh.model.checkpoint import Checkpoint, load_checkpoint
+from walsh.model.config import WalshConfig
+from walsh.model.generation import SamplingConfig, stream
+from walsh.model.transformer import Walsh
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The folder of a checkpoint, given that folder or the one of its run.
+
+    Raises:
+        DataError: if there is none.
+    """
+    for folder in (path, path / "checkpoint", path / "best"):
+        if (folder / "checkpoint.json").is_file():
+            return folder
+    raise DataError(f"{path}: no checkpoint there; train one with: walsh train, or convert one with: walsh convert")
+
+
+def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[Walsh, Tokenizer]:
+    """The model and tokenizer of a checkpoint.
+
+    Args:
+        path: of its folder or its run's.
+        device: to put the weights on.
+
+    Raises:
+        DataError, FormatError: no checkpoint, or a damaged one. ParameterError, ShapeError: weights that do not fit the
+        configuration beside them.
+    """
+    return open_model(load_checkpoint(find_checkpoint(path), optimizer=False), device)
+
+
+def open_model(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> tuple[Walsh, Tokenizer]:
+    """The same from a checkpoint in memory."""
+    tokenizer = from_dict(checkpoint.tokenizer)
+    config = WalshConfig.from_dict(checkpoint.model)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ParameterError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model {config.vocab_size}: expected no more"
+        )
+    return Walsh(config, weights=checkpoint.weights).to(device).eval(), tokenizer
+
+
+class StopFilter:
+    """Passes text on up to a stop text.
+
+    Args:
+        stop: texts that end a sequence.
+
+    Attributes:
+        ended: whether one was met.
+    """
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        if not all(stop):
+            raise ParameterError("a stop text is empty: expected at least one character")
+        self._stop = stop
+        self._held = ""
+        self.ended = False
+
+    def push(self, text: str) -> str:
+        """What can be shown now."""
+        if self.ended:
+            return ""
+        self._held += text
+        places = [place for stop in self._stop if (place := self._held.find(stop)) >= 0]
+        if places:
+            self.ended = True
+            shown, self._held = self._held[: min(places)], ""
+            return shown
+        keep = max((_overlap(self._held, stop) for stop in self._stop), default=0)
+        cut = len(self._held) - keep
+        shown, self._held = self._held[:cut], self._held[cut:]
+        return shown
+
+    def finish(self) -> str:
+        """What was held back in vain."""
+        shown, self._held = self._held, ""
+        return shown
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of text that stop begins with."""
+    return next(n for n in range(min(len(text), len(stop) - 1), -1, -1) if text.endswith(stop[:n]))
+
+
+def stream_text(
+    model: Walsh,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    sampling: SamplingConfig | None = None,
+    stop: Sequence[str] = (),
+    notify: Callable[[str], None] | None = None,
+) -> Iterator[tuple[int, str]]:
+    """Continue texts, piece by piece.
+
+    Args:
+        model, tokenizer: of a checkpoint.
+        prompts: texts; an empty one begins after an end token, as a document does.
+        max_new_tokens: per prompt.
+        sampling: how tokens are chosen; the end token ends a sequence too.
+        stop: texts that end a sequence and are not shown.
+        notify: told in one sentence when a prompt does not fit the context.
+
+    Yields:
+        the number of a prompt and the next piece of its continuation.
+
+    Raises:
+        RangeError: a character that the tokenizer lacks. ParameterError: as ``generation.stream``.
+    """
+    sampling = sampling or SamplingConfig()
+    sampling = replace(sampling, stop=(*sampling.stop, tokenizer.end_token), vocabulary=tokenizer.vocab_size)
+    ids = [tokenizer.encode(prompt).tolist() or [tokenizer.end_token] for prompt in prompts]
+    decoders = [tokenizer.stream() for _ in prompts]
+    filters = [StopFilter(stop) for _ in prompts]
+    for steps in stream(model, ids, max_new_tokens, sampling, notify):
+        for step in steps:
+            piece = filters[step.sequence].push(decoders[step.sequence].push(step.token))
+            if piece:
+                yield step.sequence, piece
+        if all(one.ended for one in filters):
+            return
+    for number, (decoder, one) in enumerate(zip(decoders, filters, strict=True)):
+        if rest := one.push(decoder.finish()) + one.finish():
+            yield number, rest
+
+
+def generate_text(
+    model: Walsh,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    sampling: SamplingConfig | None = None,
+    stop: Sequence[str] = (),
+    notify: Callable[[str], None] | None = None,
+) -> list[str]:
+    """The continuation of each prompt; arguments as for :func:`stream_text`."""
+    result = [""] * len(prompts)
+    for number, piece in stream_text(model, tokenizer, prompts, max_new_tokens, sampling, stop, notify):
+        result[number] += piece
+    return result
