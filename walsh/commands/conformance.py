@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,7 +27,7 @@ from walsh.suite.policy import Policy, load_policy
 from walsh.suite.report import footer, header, write_junit, write_report
 from walsh.suite.runner import BackendRun, Outcome, combine_exits, run_backend
 from walsh.suite.schema import locate_data
-from walsh.suite.vectors import Case, Suite, load_suite
+from walsh.suite.vectors import MIN_CASES, Case, Suite, load_suite
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Options:
     lanes: tuple[str, ...]
     device: str | None
     timeout: float
+    jobs: int
     vectors: Path | None
     json_path: Path | None
     junit_path: Path | None
@@ -87,6 +90,9 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     default=60.0,
     show_default=True,
     help="Seconds per case, for cmd: backends.",
+)
+@click.option(
+    "--jobs", type=click.IntRange(min=0), default=1, show_default=True, help="Processes per backend; 0: one per core."
 )
 @click.option("--vectors", type=click.Path(path_type=Path), help="Data folder (holds manifest.json).")
 @click.option("--json", "json_path", type=_FILE, help="Write a report as JSON lines.")
@@ -178,7 +184,7 @@ def _run(options: Options) -> int:
             stack.callback(backend.close)
         for label, backend in made:
             labels.append(label)
-            runs.append(_run_one(console, backend, label, cases, suite, policy, options.verbose))
+            runs.append(_run_one(console, backend, label, cases, suite, policy, options))
     seconds = time.perf_counter() - started
     code = combine_exits(run.exit_code for run in runs)
     for label, run in zip(labels, runs, strict=True):
@@ -209,7 +215,7 @@ def _check_usage(options: Options) -> None:
 
 
 def _run_one(
-    console: Console, backend: Backend, label: str, cases: list[Case], suite: Suite, policy: Policy, verbose: bool
+    console: Console, backend: Backend, label: str, cases: list[Case], suite: Suite, policy: Policy, options: Options
 ) -> BackendRun:
     """One backend, with a progress bar on a terminal and a line per case if asked for."""
     try:
@@ -223,10 +229,21 @@ def _run_one(
 
         def advance(outcome: Outcome) -> None:
             progress.advance(task)
-            if verbose:
+            if options.verbose:
                 display.print_line(console, outcome)
 
-        return run_backend(backend, cases, policy, deviations, advance)
+        return run_backend(backend, cases, policy, deviations, advance, _crew(options, label, suite))
+
+
+def _crew(options: Options, label: str, suite: Suite) -> Callable[[Sequence[Case]], Iterable[Outcome]] | None:
+    """The processes that were asked for; None for this one alone."""
+    jobs = options.jobs or os.cpu_count() or 1
+    if jobs == 1 or options.function is not None:
+        return None
+    from walsh.suite.parallel import Crew
+
+    device = None if label == "reference" else options.device
+    return Crew(jobs, label, device, options.timeout, suite.root, MIN_CASES).run
 
 
 def _print_failures(console: Console, options: Options, label: str, run: BackendRun) -> None:

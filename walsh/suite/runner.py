@@ -15,7 +15,7 @@ from __future__ import annotations
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
@@ -319,6 +319,7 @@ def run_backend(
     policy: Policy,
     deviations: Deviations | None = None,
     on_outcome: Callable[[Outcome], None] | None = None,
+    run: Callable[[Sequence[Case]], Iterable[Outcome]] | None = None,
 ) -> BackendRun:
     """Run cases against one backend, smoke cases first.
 
@@ -328,35 +329,37 @@ def run_backend(
         policy: the budgets.
         deviations: its known failures.
         on_outcome: called after each case, for progress; the verdict on a skip may still change, see below.
+        run: runs the cases after the smoke cases, such as several processes do; here and one by one if None.
 
     Returns:
-        what was learned. If every smoke case that was not skipped ended in an error, the adapter counts as broken and
-        the rest is not run. A skip is a failure if another case with the same call, parameters, dtypes and shapes ran:
-        what a backend refuses may not depend on values.
+        what was learned, in the order of the cases. If every smoke case that was not skipped ended in an error, the
+        adapter counts as broken and the rest is not run. A skip is a failure if another case with the same call,
+        parameters, dtypes and shapes ran: what a backend refuses may not depend on values.
     """
     description = backend.describe()
     deviations = deviations or Deviations()
     ordered = sorted(cases, key=lambda case: SMOKE not in case.flags)
     smoke = sum(SMOKE in case.flags for case in ordered)
     outcomes: list[Outcome] = []
-    broken = ""
-    ran = {_signature(case): False for case in ordered}
-    for number, case in enumerate(ordered, start=1):
+
+    def here(chosen: Sequence[Case]) -> Iterable[Outcome]:
+        return (run_case(backend, description, case, policy) for case in chosen)
+
+    def take(results: Iterable[Outcome]) -> str:
         try:
-            outcome = _apply_deviation(run_case(backend, description, case, policy), deviations)
+            for result in results:
+                outcomes.append(_apply_deviation(result, deviations))
+                if on_outcome is not None:
+                    on_outcome(outcomes[-1])
         except AdapterBroken as error:
-            broken = str(error)
-            break
-        if outcome.outcome != "skip":
-            ran[_signature(case)] = True
-        outcomes.append(outcome)
-        if on_outcome is not None:
-            on_outcome(outcome)
-        if number == smoke:
-            broken = _judge_smoke(outcomes)
-            if broken:
-                break
-    final = tuple(_withdraw_skip(outcome, ran[_signature(outcome.case)]) for outcome in outcomes)
+            return str(error)
+        return ""
+
+    broken = take(here(ordered[:smoke])) or _judge_smoke(outcomes) or take((run or here)(ordered[smoke:]))
+    place = {case.name: number for number, case in enumerate(ordered)}
+    outcomes.sort(key=lambda outcome: place[outcome.case.name])
+    ran = {_signature(outcome.case) for outcome in outcomes if outcome.outcome != "skip"}
+    final = tuple(_withdraw_skip(outcome, _signature(outcome.case) in ran) for outcome in outcomes)
     return BackendRun(description, final, deviations.problems, broken)
 
 

@@ -19,6 +19,7 @@ from walsh.suite.backend import Backend
 BUILTIN: dict[str, str] = {
     "reference": "walsh.suite.backends.reference:ReferenceBackend",
     "torch": "walsh.suite.backends.torch:TorchBackend",
+    "triton": "walsh.suite.backends.triton:TritonBackend",
 }
 """walsh's own backends."""
 
