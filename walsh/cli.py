@@ -6,6 +6,7 @@ shows tracebacks.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -13,18 +14,28 @@ from typing import Any
 import click
 
 from walsh import __version__
-from walsh.commands.bench import bench
-from walsh.commands.conformance import conformance
-from walsh.commands.explain import explain
-from walsh.commands.mutants import mutants
-from walsh.commands.ops import ops
-from walsh.commands.report import report
-from walsh.commands.validate import validate
 from walsh.errors import BackendError, ParameterError, VectorError, WalshError
 from walsh.suite.backend import AdapterBroken
 from walsh.suite.runner import Exit
 
 _INTERNAL = 70
+
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "conformance": ("walsh.commands.conformance:conformance", "torch", "Hold backends to the golden vectors."),
+    "explain": ("walsh.commands.explain:explain", "torch", "Run one vector again and show its worst element."),
+    "ops": ("walsh.commands.ops:ops", "torch", "List operations, calls and their vectors."),
+    "mutants": ("walsh.commands.mutants:mutants", "torch", "Seed bugs and see that vectors catch them."),
+    "data": ("walsh.commands.data:data", "train", "Fetch, tokenize and look at corpora."),
+    "train": ("walsh.commands.train:train", "train", "Train a model."),
+    "generate": ("walsh.commands.generate:generate", "train", "Continue a text."),
+    "inspect": ("walsh.commands.inspect:inspect", "train", "Count parameters and bytes of a model."),
+    "analyze": ("walsh.commands.analyze:analyze", "train", "Draw what the algebra does in a model."),
+    "convert": ("walsh.commands.convert:convert", "train", "Read a published PyTorch checkpoint."),
+    "bench": ("walsh.commands.bench:bench", "torch", "Time kernels and jobs against honest baselines."),
+    "report": ("walsh.commands.report:report", "report", "Make pages from stored measurements."),
+    "ic": ("walsh.ic.cli:ic", "ic", "Count Internet Computer instructions."),
+}
+"""Name: where it is, the extra that it needs, what it does."""
 
 
 def _exit_code(error: WalshError) -> int:
@@ -36,7 +47,39 @@ def _exit_code(error: WalshError) -> int:
 
 
 class WalshGroup(click.Group):
-    """A group whose mistakes end in one line, with walsh's exit codes."""
+    """A group whose mistakes end in one line with walsh's exit codes, and whose commands are imported when used.
+
+    A command needs the packages of its own extra and of no other: ``walsh conformance`` runs without PyTorch.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
+        """Names, in the order of ``COMMANDS``."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  # click's signature
+        """Import a command.
+
+        Raises:
+            BackendError: if a package that it needs is not installed; names the extra.
+        """
+        if cmd_name not in COMMANDS:
+            return None
+        target, extra, _ = COMMANDS[cmd_name]
+        module, _, attribute = target.partition(":")
+        try:
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] == "walsh":
+                raise
+            raise BackendError(
+                f"walsh {cmd_name} needs {error.name}, which is not installed: pip install 'walsh[{extra}]'"
+            ) from None
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  # click's signature
+        """The table of commands, without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, purpose) for name, (_, _, purpose) in COMMANDS.items()])
 
     def main(self, args: Sequence[str] | None = None, standalone_mode: bool = True, **extra: Any) -> Any:  # type: ignore[override]  # the other arguments are passed on
         """Run, and turn exceptions into messages and exit codes."""
@@ -70,13 +113,4 @@ class WalshGroup(click.Group):
 @click.group(cls=WalshGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="walsh")
 def main() -> None:
-    """Verify and measure kernels of ternary hyper-complex language models."""
-
-
-conformance.add_command(validate)
-main.add_command(bench)
-main.add_command(conformance)
-main.add_command(explain)
-main.add_command(mutants)
-main.add_command(ops)
-main.add_command(report)
+    """Verify and measure kernels of ternary hyper-complex language models; train, compress and run them."""

@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from walsh.commands.selection import Choice, make_backends, narrow_to_function, select_cases
+from walsh.commands.validate import validate
 from walsh.suite import display
 from walsh.suite.backend import AdapterBroken, Backend
 from walsh.suite.catalog import LANES
@@ -161,6 +162,9 @@ def tighten(backends: tuple[str, ...], vectors: Path | None, debug: bool) -> Non
             stack.callback(backend.close)
         for one in measure(root, made, load_suite(root).cases):
             click.echo(f"{one.backend:10} {one.op:15} {one.lane:11} {one.dtype:9} {one.share:8.4f}  {one.case}")
+
+
+conformance.add_command(validate)
 
 
 def _run(options: Options) -> int:
