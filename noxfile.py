@@ -43,7 +43,7 @@ nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_missing_interpreters = True
-nox.options.sessions = ["lint", "conformance", "tests"]
+nox.options.sessions = ["lint", "conformance", "tests", "triton", "compile", "wasm", "mutants"]
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """Parallel test processes share the cores; a pool of threads in each would only fight over them."""
@@ -65,18 +65,58 @@ def conformance(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """What the vectors cannot say: properties, the suite's own tests, the command line."""
-    install(session, "torch", "test")
+    """What the vectors cannot say: properties, the suite's own tests, training, files, counts, pages."""
+    install(session, "hf,ic,report,train,triton", "test")
     session.run("pytest", "--numprocesses=auto", "--dist=worksteal", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
     """Lint, format and strict types."""
-    install(session, "torch", "test", "lint")
+    install(session, "hf,ic,report,train,triton", "test", "lint")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
+
+
+@nox.session
+def triton(session: nox.Session) -> None:
+    """Triton kernels without a GPU: the golden vectors and their own tests in the interpreter."""
+    install(session, "triton", "test")
+    interpreted = {**ONE_THREAD, "TRITON_INTERPRET": "1"}
+    session.run("walsh", "conformance", "--backend", "triton", "--jobs", "0", env=interpreted)
+    session.run("pytest", "--numprocesses=auto", "tests/test_triton.py", "tests/test_dispatch.py", env=interpreted)
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """The golden vectors on the compiled kernels of this machine's own GPU."""
+    install(session, "triton")
+    session.run(
+        "walsh", "conformance", "--backend", "torch", "--backend", "triton", "--device", "cuda", *session.posargs
+    )
+
+
+@nox.session
+def compile(session: nox.Session) -> None:
+    """Compile the Triton kernels for NVIDIA sm_80, sm_90, sm_100 and AMD gfx942; no GPU is needed. --full: all."""
+    install(session, "triton")
+    session.run("python", "-m", "walsh.kernels.triton.compile", *session.posargs)
+
+
+@nox.session
+def wasm(session: nox.Session) -> None:
+    """Build the engine from its Rust sources where a toolchain is found, and hold the module to the vectors."""
+    install(session, "wasm", "test")
+    session.run("python", "-m", "walsh.engine.build", "--check")
+    session.run("walsh", "conformance", "--backend", "wasm", *session.posargs)
+
+
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Seeded bugs that the vectors must catch: a sample; all of them with ``nox -s mutants -- --matrix``."""
+    install(session, "torch")
+    session.run("walsh", "mutants", "--jobs", "2", *(session.posargs or ["--sample", "40"]))
 
 
 @nox.session
@@ -87,10 +127,24 @@ def vectors(session: nox.Session) -> None:
 
 
 @nox.session
+def train(session: nox.Session) -> None:
+    """Train a model: ``configs/laptop.toml`` on the text that Python ships, unless another configuration is named."""
+    install(session, "train")
+    session.run("walsh", "train", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
-    """Timings against honest baselines; needs a quiet machine."""
-    install(session, "torch", "test")
-    session.run("python", "bench/octonion_layer.py", *session.posargs)
+    """Timings against honest baselines, and the report made of them; needs a quiet machine."""
+    install(session, "ic,report,train")
+    session.run("walsh", "bench", *session.posargs)
+
+
+@nox.session
+def report(session: nox.Session) -> None:
+    """Rebuild the pages of ``reports/`` from the rows stored there."""
+    install(session, "report")
+    session.run("walsh", "report", "build", *session.posargs)
 
 
 @nox.session(venv_backend="none")
