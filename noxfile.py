@@ -97,8 +97,8 @@ def gpu(session: nox.Session) -> None:
     )
 
 
-@nox.session
-def compile(session: nox.Session) -> None:
+@nox.session(name="compile")
+def compile_kernels(session: nox.Session) -> None:
     """Compile the Triton kernels for NVIDIA sm_80, sm_90, sm_100 and AMD gfx942; no GPU is needed. --full: all."""
     install(session, "triton")
     session.run("python", "-m", "walsh.kernels.triton.compile", *session.posargs)
