@@ -84,3 +84,14 @@ def test_counts_of_the_framework_stand_under_its_version():
     assert section_of(Provider("ours", lambda i: i)) == "any"
     version = ".".join(torch.__version__.split(".")[:2])
     assert section_of(Provider("ours", lambda i: i, exact_counts=True)).startswith(f"torch {version}, ")
+
+
+def test_launches_are_counted_without_a_gpu():
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from walsh.measure.launches import count_triton_launches
+
+    found = count_triton_launches()
+    # One pass over the row, and a large row in two.
+    assert found["hadamard_transform n=32 torch.float32 | launches"] == 1
+    assert found["hadamard_transform n=32768 torch.float32 | launches"] == 2
+    assert min(found.values()) >= 1

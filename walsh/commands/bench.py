@@ -193,10 +193,13 @@ def counts(ctx: click.Context, rooms: tuple[str, ...], accepting: bool, path: Pa
     from walsh.measure.case import Setting
     from walsh.measure.cases import load_cases, locate_cases
     from walsh.measure.counts import accept, compare_counts, load_committed, problems_of
+    from walsh.measure.launches import SECTION, count_triton_launches
     from walsh.measure.run import find_counts
 
     cases, _ = load_cases(locate_cases(folder), Setting(quick=True), rooms)
     found = find_counts(cases)
+    launches = {} if rooms or folder else count_triton_launches()
+    found |= {SECTION: launches} if launches else {}
     total = sum(map(len, found.values()))
     if accepting:
         if rooms:

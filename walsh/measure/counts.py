@@ -7,7 +7,7 @@ gain that the committed value must follow, or the next regression hides in it.
     walsh bench counts --accept     commits what was found
 
 Counted: framework calls that compute (views are free), new storages, the bytes of them and the most that was alive at
-once, in one call of a provider; launches of Triton kernels; bytes of models; whatever a provider counts itself, such as
+once, in one call of a provider; launches of Triton kernels (``launches.py``); bytes of models; whatever a provider counts itself, such as
 Internet Computer instructions. Values that depend on the version of PyTorch stand in a section that names it.
 """
 
