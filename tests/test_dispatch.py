@@ -51,7 +51,11 @@ def test_unknown_operation():
         kernels.octonionize(torch.ones(1))
 
 
-TRITON = "import torch, walsh.kernels as k\ntry: k.hadamard_transform(torch.ones(4)%s)\nexcept Exception as e: print(type(e).__name__, e)"
+TRITON = """
+import torch, walsh.kernels as k
+try: k.hadamard_transform(torch.ones(4)%s)
+except Exception as e: print(type(e).__name__, e)
+"""
 
 
 def test_triton_on_cpu_without_the_interpreter_says_why():

@@ -1,11 +1,13 @@
 """Triton kernels in the interpreter, against formulas written here in float64 and against ``walsh.reference.strict``.
 
 They need TRITON_INTERPRET=1 before Triton is imported, so a process of their own: ``TRITON_INTERPRET=1 pytest
-tests/test_triton.py``. On a machine with a GPU the same formulas are held against compiled kernels by the conformance run.
+tests/test_triton.py``. On a machine with a GPU the same formulas are held against compiled kernels by the conformance
+run.
 """
 
 import importlib
 import os
+from functools import partial
 
 import numpy as np
 import pytest
@@ -47,7 +49,7 @@ def assert_close(actual, expected, dtype, terms=64):
 
 
 def check(function, formula, inputs, terms=64):
-    """Values, gradients of every input, and the same bits twice, against a float64 formula differentiated by PyTorch."""
+    """Values, gradients and the same bits twice, against a float64 formula that PyTorch differentiates."""
     dtype = inputs[0].dtype
     expected_inputs = [x.double().clone().requires_grad_() for x in inputs]
     expected = formula(*expected_inputs)
@@ -97,18 +99,20 @@ def hadamard_formula(x, w, alpha, beta):
 SIZES = [(5, 7, 9), (1, 20, 3), (0, 4, 4), (70, 6, 5)]
 
 
-@pytest.mark.parametrize("d", [1, 2, 4, 8, 16])
-@pytest.mark.parametrize("method", ["direct", "fast"])
+@pytest.mark.parametrize(
+    ("d", "method"), [(1, "direct"), (2, "fast"), (4, "direct"), (8, "direct"), (8, "fast"), (16, "direct")]
+)
 def test_cayley_dickson(d, method):
-    for tokens, n, k in SIZES[: 4 if d < 16 else 2]:
+    for tokens, n, k in SIZES[: 4 if d < 16 else 1]:
         x, w, beta = rand(tokens, d * k), rand(d, n, k), rand(n)
-        check(lambda *a: kernels.cayley_dickson_linear(*a, method=method), cayley_dickson_formula, (x, w, beta))  # noqa: B023  # called at once
+        check(partial(kernels.cayley_dickson_linear, method=method), cayley_dickson_formula, (x, w, beta))
 
 
+@pytest.mark.parametrize("method", ["direct", "fast"])
 @pytest.mark.parametrize("dtype", [F64, BF16, F16])
-def test_cayley_dickson_dtypes(dtype):
+def test_cayley_dickson_dtypes(dtype, method):
     inputs = rand(3, 40, dtype=dtype), rand(8, 4, 5, dtype=dtype), rand(4, dtype=dtype)
-    check(kernels.cayley_dickson_linear, cayley_dickson_formula, inputs)
+    check(partial(kernels.cayley_dickson_linear, method=method), cayley_dickson_formula, inputs)
 
 
 def test_cayley_dickson_strided():
@@ -167,7 +171,9 @@ def test_octonion_layer_launches_at_most_four_kernels():
 @pytest.mark.parametrize("n", [1, 2, 8, 32])
 def test_hadamard_linear(n):
     for tokens, out, k in SIZES:
-        check(kernels.hadamard_linear, hadamard_formula, (rand(tokens, n * k), rand(n, out, k), rand(n, k), rand(n, out)))
+        check(
+            kernels.hadamard_linear, hadamard_formula, (rand(tokens, n * k), rand(n, out, k), rand(n, k), rand(n, out))
+        )
 
 
 @pytest.mark.parametrize("n", [2, 64, 4096, 8192])
@@ -176,7 +182,9 @@ def test_hadamard_transform(n):
     half = x.double()
     for stride in (1 << i for i in range(n.bit_length() - 1)):
         pairs = half.reshape(2, 3, n // (2 * stride), 2, stride)
-        half = torch.stack([pairs[..., 0, :] + pairs[..., 1, :], pairs[..., 0, :] - pairs[..., 1, :]], dim=-2).reshape(x.shape)
+        half = torch.stack([pairs[..., 0, :] + pairs[..., 1, :], pairs[..., 0, :] - pairs[..., 1, :]], dim=-2).reshape(
+            x.shape
+        )
     assert_close(kernels.hadamard_transform(x), half / n**0.5, F32, 64)
     place = x.clone()
     assert kernels.hadamard_transform_(place) is place
@@ -207,7 +215,11 @@ def test_rms_norm_and_swiglu(dtype):
     for shape in ((5, 37), (1, 64), (0, 8), (300, 6)):
         norm = lambda x, w: x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * w  # noqa: E731  # a formula
         check(kernels.rms_norm, norm, (rand(*shape, dtype=dtype), rand(shape[-1], dtype=dtype)))
-        check(kernels.swiglu, lambda g, u: g * torch.sigmoid(g) * u, (rand(*shape, dtype=dtype), rand(*shape, dtype=dtype)))
+        check(
+            kernels.swiglu,
+            lambda g, u: g * torch.sigmoid(g) * u,
+            (rand(*shape, dtype=dtype), rand(*shape, dtype=dtype)),
+        )
 
 
 def test_norm_and_quantizer_fused():
@@ -371,11 +383,14 @@ STRICT = {
         (rand(3, 2 * n, 5), codes(n, 5, 5), rand(5).abs(), rand(5), algebra)
         for n, algebra in ((2, "complex"), (8, "octonion"), (16, "sedenion"), (8, "hadamard"))
     ],
-    "rope": [
-        (rand(2, 4, 3, 8), 10000.0 ** (-torch.arange(0, 8, 2).double() / 8), torch.tensor([0, 3, 1000, 99999]))
-    ],
+    "rope": [(rand(2, 4, 3, 8), 10000.0 ** (-torch.arange(0, 8, 2).double() / 8), torch.tensor([0, 3, 1000, 99999]))],
     "attention": [
-        (rand(2, 5, 3, 4), rand(2, 40, 3, 4, seed=1), rand(2, 40, 3, 4, seed=2), torch.tensor([[-1, 0, 31, 32, 39]] * 2)),
+        (
+            rand(2, 5, 3, 4),
+            rand(2, 40, 3, 4, seed=1),
+            rand(2, 40, 3, 4, seed=2),
+            torch.tensor([[-1, 0, 31, 32, 39]] * 2),
+        ),
         (rand(1, 40, 1, 20), rand(1, 40, 1, 20, seed=1), rand(1, 40, 1, 20, seed=2), None),
     ],
     "embedding": [(IDS, codes(30, 12), rand(30).abs())],
@@ -409,7 +424,9 @@ def test_sampling(vocabulary):
     history = torch.tensor([[0, -1, 0], [-1, -1, -1], [vocabulary - 1, 0, 0]])
     for settings in SETTINGS:
         drawn = kernels.sample(logits, history, seed=torch.tensor([1, 2, 3]), position=9, **settings)
-        same_bits(drawn, reference.sample(logits.numpy(), history.numpy(), seed=np.array([1, 2, 3]), position=9, **settings))
+        same_bits(
+            drawn, reference.sample(logits.numpy(), history.numpy(), seed=np.array([1, 2, 3]), position=9, **settings)
+        )
     same_bits(kernels.uniform(2**64 - 1, 2**40), reference.uniform(2**64 - 1, 2**40))
 
 
@@ -451,7 +468,7 @@ def test_forward_through_a_cache_equals_the_whole():
 
 OPCHECKS = {
     "cayley_dickson._linear": lambda: (rand(3, 16), rand(8, 3, 2), rand(3), None, None, None, None, "direct"),
-    "cayley_dickson.integer_linear": lambda: (codes(3, 16), codes(8, 3, 2, low=-1, high=2), rand(3), rand(3, 1).abs() + 1, False, False),
+    "cayley_dickson.integer_linear": lambda: (codes(3, 16), codes(8, 3, 2), rand(3), rand(3, 1).abs() + 1, False, True),
     "hadamard._linear": lambda: (rand(3, 16), rand(8, 3, 2), rand(8, 2), rand(8, 3), None, None, None, None),
     "hadamard.transform": lambda: (rand(3, 16), True, False),
     "hadamard.hadamard_quantize": lambda: (rand(3, 16), rand(8, 2), 8, False),
@@ -463,14 +480,16 @@ OPCHECKS = {
     "rms_norm.normalize_quantize": lambda: (rand(3, 5), rand(5), 1e-6, False),
     "swiglu.gated": lambda: (rand(3, 5), rand(3, 5), False),
     "rope.rotate": lambda: (rand(2, 3, 2, 4), rand(3, 2), rand(3, 2), False, False),
-    "attention.attend": lambda: (rand(2, 3, 1, 4), rand(2, 5, 1, 4), rand(2, 5, 1, 4), None, None, torch.tensor([2, 3, 4])),
+    "attention.attend": lambda: (*(rand(2, n, 1, 4) for n in (3, 5, 5)), None, None, torch.tensor([2, 3, 4])),
     "embedding._embedding": lambda: (torch.tensor([1, 0, 1]), rand(3, 5)),
     "embedding._lm_head": lambda: (rand(3, 5), rand(4, 5)),
     "cross_entropy._cross_entropy": lambda: (rand(3, 5), torch.tensor([1, -1, 4])),
 }  # fmt: skip  # one operation a line
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # raised inside opcheck
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+)  # raised inside opcheck
 @pytest.mark.parametrize("name", OPCHECKS)
 def test_opcheck(name):
     place, attribute = name.split(".")
@@ -488,7 +507,7 @@ def test_opcheck(name):
 
 GRADCHECKS = {
     "cayley_dickson_linear": lambda: (rand(2, 4, dtype=F64), rand(2, 2, 2, dtype=F64), rand(2, dtype=F64)),
-    "hadamard_linear": lambda: (rand(2, 4, dtype=F64), rand(2, 2, 2, dtype=F64), rand(2, 2, dtype=F64), rand(2, 2, dtype=F64)),
+    "hadamard_linear": lambda: tuple(rand(*s, dtype=F64) for s in ((2, 4), (2, 2, 2), (2, 2), (2, 2))),
     "hadamard_transform": lambda: (rand(2, 4, dtype=F64),),
     "rms_norm": lambda: (rand(2, 3, dtype=F64), rand(3, dtype=F64)),
     "swiglu": lambda: (rand(2, 3, dtype=F64), rand(2, 3, dtype=F64, seed=1)),

@@ -1,7 +1,8 @@
-"""Fast kernels. ``walsh.kernels.NAME`` is operation NAME of SPEC.md on the backend of its tensors; ``strict.NAME`` likewise.
+"""Fast kernels: ``walsh.kernels.NAME`` is operation NAME of SPEC.md on the backend of its tensors.
 
-``backend="torch"`` or ``backend="triton"`` (or ``WALSH_BACKEND``) overrides the choice; see :mod:`walsh.kernels.dispatch`. The
-backends themselves are the packages ``walsh.kernels.torch`` and ``walsh.kernels.triton``.
+``backend="torch"`` or ``backend="triton"`` (or ``WALSH_BACKEND``) overrides the choice; see
+:mod:`walsh.kernels.dispatch`. The backends themselves are the packages ``walsh.kernels.torch`` and
+``walsh.kernels.triton``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """One name for each operation, whatever runs it: ``walsh.kernels.NAME`` picks the backend.
 
-In this order: the argument ``backend=``, the environment variable ``WALSH_BACKEND``, the device of the tensors. By device, arrays go
-to ``reference``, CPU tensors to ``torch``, GPU tensors to ``triton`` where it is installed and to ``torch`` where it is not. A
-backend that was asked for by name and cannot run is a ``BackendError``: another one never takes its place.
+In this order: the argument ``backend=``, the environment variable ``WALSH_BACKEND``, the device of the tensors. By
+device, arrays go to ``reference``, CPU tensors to ``torch``, GPU tensors to ``triton`` where it is installed and to
+``torch`` where it is not. A backend that was asked for by name and cannot run is a ``BackendError``: another one never
+takes its place.
 """
 
 from __future__ import annotations
@@ -102,5 +103,7 @@ def dispatch(name: str, strict: bool = False) -> Callable[..., Any]:
         return getattr(package, name)(*args, **keywords)
 
     call.__name__ = call.__qualname__ = name
-    call.__doc__ = f"``{name}`` of SPEC.md{', strict' if strict else ''}, on the backend of its tensors or ``backend=``."
+    call.__doc__ = (
+        f"``{name}`` of SPEC.md{', strict' if strict else ''}, on the backend of its tensors or ``backend=``."
+    )
     return call

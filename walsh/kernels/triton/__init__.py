@@ -1,8 +1,9 @@
 """Triton kernels: fused, differentiable, under the names of SPEC.md.
 
-On a GPU they are compiled; on a CPU they run in Triton's interpreter if ``TRITON_INTERPRET=1`` was set before Triton was
-imported. Ordinary arithmetic lives here, strict arithmetic (inference, equal to the bit everywhere) in ``strict``. Beyond
-SPEC.md there are ``hadamard_transform_`` (in place), ``rms_norm_quantize`` and ``decode_attention`` (int8 keys and values).
+On a GPU they are compiled; on a CPU they run in Triton's interpreter if ``TRITON_INTERPRET=1`` was set before Triton
+was imported. Ordinary arithmetic lives here, strict arithmetic (inference, equal to the bit everywhere) in ``strict``.
+Beyond SPEC.md there are ``hadamard_transform_`` (in place), ``rms_norm_quantize`` and ``decode_attention`` (int8 keys
+and values).
 """
 
 from walsh.kernels.triton import strict

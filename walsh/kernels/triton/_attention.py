@@ -1,12 +1,15 @@
-# mypy: disable-error-code="no-untyped-def"
-# (arguments of Triton kernels are traced, not typed)
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: disable-error-code="no-any-return, assignment, var-annotated, misc, import-untyped"
+# ruff: noqa: D403
+# Triton traces kernels: arguments have no static type, tuples no unpacking, and only the taken branch is compiled.
 """Kernels of attention: one pass over the keys with a running maximum, and its gradient.
 
     o_t = sum_{s <= positions[t]} softmax_s(scale q_t . k_s) v_s
 
-after Dao, *FlashAttention-2* (arXiv 2307.08691): scores are never stored; the backward forms them again from the stored log-sum
-of each query. Queries of one sequence and head share a program; a long list of keys can be split over programs (decoding),
-whose parts are joined in a fixed order. Keys and values are float, or int8 codes with one factor per token and head.
+after Dao, *FlashAttention-2* (arXiv 2307.08691): scores are never stored; the backward forms them again from the
+stored log-sum of each query. Queries of one sequence and head share a program; a long list of keys can be split over
+programs (decoding), whose parts are joined in a fixed order. Keys and values are float, or int8 codes with one factor
+per token and head.
 """
 
 import triton
@@ -17,7 +20,9 @@ from walsh.kernels.triton._gemm import multiply, operand
 
 
 @triton.jit
-def load_tokens(x, worth, token, feature, x_token, w_token, tokens, features, QUANTIZED: tl.constexpr, ACC: tl.constexpr):
+def load_tokens(
+    x, worth, token, feature, x_token, w_token, tokens, features, QUANTIZED: tl.constexpr, ACC: tl.constexpr
+):
     """The tile [tokens, features] of one sequence and head; codes times their worth if QUANTIZED."""
     inside = (token[:, None] < tokens) & (feature[None, :] < features)
     value = widen(tl.load(x + token.to(tl.int64)[:, None] * x_token + feature[None, :], mask=inside, other=0))
@@ -30,17 +35,15 @@ def load_tokens(x, worth, token, feature, x_token, w_token, tokens, features, QU
 @triton.jit
 def nonfinite_part(p, visible, v):
     """What NaN and infinity among the values add: only to queries that see them, where 0 * NaN would reach all."""
-    bad = (v != v).to(tl.float32)
-    high = (v == float("inf")).to(tl.float32)
-    low = (v == float("-inf")).to(tl.float32)
-    seen = visible.to(tl.float32)
-    lost = tl.dot(seen, bad, input_precision="ieee") + tl.dot(
-        tl.where(visible & (p == 0.0), 1.0, 0.0), high + low, input_precision="ieee"
-    )
-    weight = (p > 0.0).to(tl.float32)
-    above = tl.dot(weight, high, input_precision="ieee")
-    below = tl.dot(weight, low, input_precision="ieee")
-    result = tl.where(above > 0.0, float("inf"), 0.0) + tl.where(below > 0.0, float("-inf"), 0.0)
+    # Counts of zeros and ones: exact in float16, which tensor cores multiply.
+    bad = operand(v != v, tl.float16)
+    high = operand(v == float("inf"), tl.float16)
+    low = operand(v == float("-inf"), tl.float16)
+    lost = tl.dot(operand(visible, tl.float16), bad)
+    lost = tl.dot(operand(visible & (p == 0.0), tl.float16), high + low, lost)
+    weight = operand(p > 0.0, tl.float16)
+    result = tl.where(tl.dot(weight, high) > 0.0, float("inf"), 0.0)
+    result += tl.where(tl.dot(weight, low) > 0.0, float("-inf"), 0.0)
     return tl.where(lost > 0.0, float("nan"), result)
 
 
@@ -82,8 +85,9 @@ def attention_kernel(
     BS: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """o [B, T, H, d] and the log-sums lse [B, H, T]; if SPLIT, o is float parts [split, B, T, H, d], not yet divided,
-    lse the sums [split, B, H, T] and ``parts`` the maxima.
+    """o [B, T, H, d] and the log-sums lse [B, H, T] of every query.
+
+    If SPLIT, o is parts [split, B, T, H, d], not yet divided, lse the sums [split, B, H, T] and ``parts`` the maxima.
     """
     batch = (tl.program_id(1) // heads).to(tl.int64)
     head = (tl.program_id(1) % heads).to(tl.int64)
@@ -198,7 +202,7 @@ def attention_dq_kernel(
     BS: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """dq of BT queries of one sequence and head, and delta [B, H, T] = sum over keys of p dp; tensors contiguous [B, ., H, d].
+    """dq of BT queries of one sequence and head, and delta [B, H, T] = sum over keys of p dp; tensors contiguous.
 
     delta is also o . do, but o is stored rounded: at 16 bits that would cost the gradients of q and k three digits.
     """

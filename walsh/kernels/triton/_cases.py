@@ -1,17 +1,31 @@
-"""What :mod:`walsh.kernels.triton.compile` compiles: calls on ``meta`` tensors, forward and backward, named by operation.
+"""What :mod:`walsh.kernels.triton.compile` compiles: calls on ``meta`` tensors, forward and backward.
 
-Shapes are those of a small model (512 features, 2,048 tokens) and of decoding one token; ``full`` adds dtypes and a large
-model. Nothing is computed: each call only makes its launches known.
+Shapes are those of a small model (512 features, 2,048 tokens) and of decoding one token; ``full`` adds dtypes and a
+large model. Nothing is computed: each call only makes its launches known.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from walsh.kernels.triton import activations, cayley_dickson, hadamard, ternary
+
+def _module(name: str) -> Any:
+    """A module of the package, also where a function of the package has its name."""
+    return importlib.import_module(f"walsh.kernels.triton.{name}")
+
+
+activations, cayley_dickson, hadamard, ternary = map(_module, ("activations", "cayley_dickson", "hadamard", "ternary"))
+attention, cross_entropy, embedding, kv_cache = map(_module, ("attention", "cross_entropy", "embedding", "kv_cache"))
+rms_norm, rope, swiglu = map(_module, ("rms_norm", "rope", "swiglu"))
+arithmetic, layers = map(_module, ("strict._arithmetic", "strict.layers"))
+strict_attention, sampling = map(_module, ("strict.attention", "strict.sampling"))
+bitmask = _module("bitmask")
 
 Case = tuple[str, Callable[[], object]]
 
@@ -24,7 +38,12 @@ def tensor(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def _cayley_dickson(dtype: torch.dtype, tokens: int, features: int, d: int, method: str) -> Iterator[Case]:
     size = features // d
     name = f"cayley_dickson_linear D={d} {dtype} M={tokens} {method}"
-    x, y, w, beta = tensor(tokens, features, dtype=dtype), tensor(tokens, features, dtype=dtype), tensor(d, size, size), None
+    x, y, w, beta = (
+        tensor(tokens, features, dtype=dtype),
+        tensor(tokens, features, dtype=dtype),
+        tensor(d, size, size),
+        None,
+    )
     w, beta = w.to(dtype), tensor(size)
     none = (None, None, None, None, method)
     yield name, lambda: cayley_dickson._linear(x, w, beta, *none)
@@ -34,7 +53,11 @@ def _cayley_dickson(dtype: torch.dtype, tokens: int, features: int, d: int, meth
 
 def _codes(dtype: torch.dtype, tokens: int, features: int, d: int) -> Iterator[Case]:
     size = features // d
-    x, codes, scale = tensor(tokens, features, dtype=dtype), tensor(tokens, features, dtype=torch.int8), tensor(tokens, 1)
+    x, codes, scale = (
+        tensor(tokens, features, dtype=dtype),
+        tensor(tokens, features, dtype=torch.int8),
+        tensor(tokens, 1),
+    )
     w, beta, q = tensor(d, size, size), tensor(size), tensor(d, size, size, dtype=torch.int8)
     packed = tensor(d, size, size // 4, dtype=torch.uint8)
     name = f"cayley_dickson_bit_linear D={d} {dtype} M={tokens}"
@@ -50,7 +73,11 @@ def _hadamard(dtype: torch.dtype, tokens: int, features: int, n: int) -> Iterato
     size = features // n
     x, w = tensor(tokens, features, dtype=dtype), tensor(n, size, size, dtype=dtype)
     alpha, beta = tensor(n, size), tensor(n, size)
-    codes, scale, q = tensor(tokens, features, dtype=torch.int8), tensor(tokens, 1), tensor(n, size, size, dtype=torch.int8)
+    codes, scale, q = (
+        tensor(tokens, features, dtype=torch.int8),
+        tensor(tokens, 1),
+        tensor(n, size, size, dtype=torch.int8),
+    )
     name = f"hadamard_linear n={n} {dtype} M={tokens}"
     plain, rounded = (None, None, None, None), (codes, scale, q, None)
     yield name, lambda: hadamard._linear(x, w, alpha, beta, *plain)
@@ -69,7 +96,122 @@ def _elementwise(dtype: torch.dtype) -> Iterator[Case]:
     yield f"fake_quantize_activations {dtype}", lambda: activations.quantize(x, True, False)
     for n in (32, 4096, 32768):
         row = tensor(64, n, dtype=dtype)
-        yield f"hadamard_transform n={n} {dtype}", lambda row=row: hadamard.transform(row, True, False)  # type: ignore[misc]  # a default argument binds the loop's value
+        yield f"hadamard_transform n={n} {dtype}", partial(hadamard.transform, row, True, False)
+
+
+def _attention(dtype: torch.dtype, tokens: int, keys: int) -> Iterator[Case]:
+    q, k = tensor(4, tokens, 8, 64, dtype=dtype), tensor(4, keys, 8, 64, dtype=dtype)
+    positions, lse = tensor(4, tokens, dtype=torch.int64), tensor(4, 8, tokens)
+    name = f"attention {dtype} T={tokens} S={keys}"
+    yield name, lambda: attention.attend(q, k, k, None, None, positions)
+    codes, worth = tensor(4, keys, 8, 64, dtype=torch.int8), tensor(4, keys, 8, 1)
+    yield name + " int8 cache", lambda: attention.attend(q, codes, codes, worth, worth, positions)
+    if tokens > 1:
+        yield name + " backward", lambda: attention._backward(q, q, k, k, positions, lse)
+    cache = kv_cache.KVCache(4, keys, 8, 64, dtype, "meta")
+    yield name + " append", lambda: cache.append(q, q)
+    int8_cache = kv_cache.KVCache(4, keys, 8, 64, torch.int8, "meta")
+    yield name + " int8 append", lambda: int8_cache.append(q, q)
+
+
+def _model_parts(dtype: torch.dtype) -> Iterator[Case]:
+    x, weight, table = tensor(2048, 512, dtype=dtype), tensor(512, dtype=dtype), tensor(8192, 512, dtype=dtype)
+    ids, kind = tensor(2048, dtype=torch.int64), torch.float64 if dtype == torch.float64 else torch.float32
+    yield f"rms_norm {dtype}", lambda: rms_norm.normalize(x, weight, 1e-6, False)
+    yield f"rms_norm_quantize {dtype}", lambda: rms_norm.normalize_quantize(x, weight, 1e-6, False)
+    yield f"rms_norm {dtype} backward", lambda: rms_norm._backward(x, x, weight, 1e-6)
+    yield f"swiglu {dtype}", lambda: swiglu.gated(x, x, False)
+    yield f"swiglu {dtype} backward", lambda: swiglu._backward(x, x, x)
+    heads, angles = tensor(4, 512, 8, 64, dtype=dtype), tensor(512, 32, dtype=kind)
+    yield f"rope {dtype}", lambda: rope.rotate(heads, angles, angles, False, False)
+    yield f"rope_table {dtype}", lambda: rope.rope_table(ids, tensor(32, dtype=torch.float64), kind, False)
+    yield f"embedding {dtype}", lambda: embedding._embedding(ids, table)
+    small, importance, indices = tensor(1021, 512, dtype=dtype), tensor(8192, 2), tensor(8192, 2, dtype=torch.int64)
+    yield f"hash_embedding {dtype}", lambda: embedding._hash_embedding(ids, [small, small], importance, indices, 2.0)
+    yield f"lm_head {dtype}", lambda: embedding._lm_head(x, table)
+    yield f"lm_head {dtype} backward", lambda: embedding._lm_head_backward(tensor(2048, 8192, dtype=dtype), x, table)
+    yield f"hash_lm_head {dtype}", lambda: embedding._hash_head(x, [small, small], importance, indices)
+    logits, sums, number = tensor(2048, 8192, dtype=dtype), tensor(2048, dtype=kind), tensor(dtype=kind)
+    yield f"cross_entropy {dtype}", lambda: cross_entropy._cross_entropy(logits, ids)
+    yield (
+        f"cross_entropy {dtype} backward",
+        lambda: cross_entropy._backward(tensor(dtype=dtype), logits, ids, sums, number),
+    )
+    yield f"linear_cross_entropy {dtype}", lambda: cross_entropy._linear(x, table, ids, 1024, True)
+    groups = tensor(2048, dtype=torch.int64), tensor(8193, dtype=torch.int64)
+    source, target = embedding.rowwise(x), embedding.rowwise(table)
+    yield f"embedding {dtype} backward", lambda: embedding.segment_sum(source, 512, groups, target)
+    yield (
+        f"hash_embedding {dtype} backward",
+        lambda: embedding.segment_sum(source, 512, groups, target, tensor(2048), 2.0),
+    )
+    dots = tensor(2048, 1, dtype=kind)
+    yield f"importance {dtype} backward", lambda: embedding.row_dots(source, target, 512, dots, None, ids)
+
+
+def _strict() -> Iterator[Case]:
+    """Every kernel that strict arithmetic launches, with the constants that it launches them with."""
+    x, weight = tensor(2048, 512), tensor(512)
+    codes, r = tensor(2048, 512, dtype=torch.int8), tensor(2048, 1)
+    for d, n, k in ((1, 8192, 512), (8, 64, 64)):
+        w, beta = tensor(d, n, k, dtype=torch.int8), tensor(n)
+        yield (
+            f"cayley_dickson_linear.strict D={d}",
+            partial(cayley_dickson.integer_linear, codes, w, beta, r, True, d == 1),
+        )
+    mixer = tensor(8, 64, 64, dtype=torch.int8)
+    yield (
+        "head_mixer.strict octonion",
+        lambda: cayley_dickson.integer_linear(codes, mixer.transpose(1, 2), tensor(2, 64), r, True, True),
+    )
+    blocks = tensor(32, 16, 16, dtype=torch.int8)
+    yield "hadamard_linear.strict", lambda: hadamard.integer_linear(codes, r, blocks, tensor(1, 32, 16))
+    yield "head_mixer.strict hadamard", lambda: hadamard.integer_linear(codes, r, blocks, tensor(2, 32, 16))
+    yield "hadamard_linear.strict quantize", lambda: hadamard.hadamard_quantize(x, tensor(32, 16), 32, True)
+    yield "hadamard_transform.strict", lambda: hadamard.transform(tensor(64, 32768), True, True)
+    yield "quantize_activations.strict", lambda: activations.quantize(x, False, True)
+    yield "rms_norm.strict", lambda: rms_norm.normalize(x, weight, 1e-6, True)
+    yield "rms_norm_quantize.strict", lambda: rms_norm.normalize_quantize(x, weight, 1e-6, True)
+    yield "swiglu.strict", lambda: swiglu.gated(x, x, True)
+    ids, inv_freq = tensor(512, dtype=torch.int64), tensor(32, dtype=torch.float64)
+    yield "rope_table.strict", lambda: rope.rope_table(ids, inv_freq, torch.float32, True)
+    heads, angles = tensor(4, 512, 8, 64), tensor(512, 32)
+    yield "rope.strict", lambda: rope.rotate(heads, angles, angles, False, True)
+    yield "exp.strict", lambda: arithmetic.exp(x)
+    yield "hsum.strict", lambda: arithmetic.hsum(tensor(4, 65536))
+    yield "psum.strict", lambda: arithmetic.psum(x)
+    for tokens in (1, 512):
+        query, key = tensor(4, tokens, 8, 64, dtype=torch.int8), tensor(4, 1024, 8, 64, dtype=torch.int8)
+        r_q, r_k, places = tensor(4, tokens, 8, 1), tensor(4, 1024, 8, 1), tensor(4, tokens, dtype=torch.int64)
+        yield (
+            f"attention.strict T={tokens}",
+            partial(strict_attention.attend, query, r_q, key, r_k, key, r_k, places),
+        )
+    table, rows = tensor(8192, 512, dtype=torch.int8), tensor(8192)
+    yield "embedding.strict", lambda: embedding.gather(ids, [table], tensor(512, 512), scales=[rows])
+    small, heights, indices = tensor(1021, 512, dtype=torch.int8), tensor(1021), tensor(8192, 2, dtype=torch.int64)
+    yield (
+        "hash_embedding.strict",
+        lambda: embedding.gather(
+            ids,
+            [small, small],
+            tensor(512, 512),
+            indices=indices,
+            importance=tensor(8192, 2),
+            scales=[heights, heights],
+            scale=2.0,
+        ),
+    )
+    products = [tensor(512, 1021), tensor(512, 1021)]
+    yield (
+        "hash_lm_head.strict",
+        lambda: embedding.combine(products, indices, tensor(8192, 2), tensor(512, 8192)),
+    )
+    logits, history = tensor(4, 8192), tensor(4, 100, dtype=torch.int64)
+    yield "sample.strict penalty", lambda: sampling._penalized(logits, history, 1.1, 0.8)
+    yield "sample.strict draw", lambda: sampling._draw(logits, 50, 0.9, tensor(4))
+    yield "sample.strict argmax", lambda: sampling._greedy(logits)
+    yield "uniform.strict", lambda: sampling._uniform(ids, ids)
 
 
 def cases(full: bool) -> Iterator[Case]:
@@ -84,6 +226,13 @@ def cases(full: bool) -> Iterator[Case]:
             yield from _cayley_dickson(dtype, tokens, features, 8, "fast")
             for n in (2, 8, 32, 64) if full else (32,):
                 yield from _hadamard(dtype, tokens, features, n)
+        yield from _model_parts(dtype)
+        yield from _attention(dtype, 512, 512)
+        yield from _attention(dtype, 1, 1024)
+    yield from _strict()
     q = tensor(512, 512, dtype=torch.int8)
+    yield "bitmask_encode", lambda: bitmask.bitmask_encode(q)
+    mask, signs = tensor(32768, dtype=torch.uint8), tensor(100, dtype=torch.uint8)
+    yield "bitmask_decode", lambda: bitmask.bitmask_decode(mask, signs, (512, 512))
     yield "pack_ternary", lambda: ternary._pack(q)
     yield "unpack_ternary", lambda: ternary._unpack(tensor(512, 128, dtype=torch.uint8), 512)

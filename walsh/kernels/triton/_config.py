@@ -1,7 +1,7 @@
 """Configurations measured on real hardware: ``configs.json``, written by :mod:`walsh.kernels.triton.tune`.
 
-``{device name: {key: {bm, bn, bk, warps, stages}}}``; the key names the kernel and all of M, N, K, D and dtype. Where the
-table has nothing for a device or a shape, the kernels choose by shape with rules that were *not* measured.
+``{device name: {key: {bm, bn, bk, warps, stages}}}``; the key names the kernel and all of M, N, K, D and dtype. Where
+the table has nothing for a device or a shape, the kernels choose by shape with rules that were *not* measured.
 """
 
 from __future__ import annotations

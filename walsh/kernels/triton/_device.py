@@ -1,5 +1,7 @@
-# mypy: disable-error-code="no-untyped-def, no-any-return"
-# (arguments of Triton device functions are traced, not typed)
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: disable-error-code="no-any-return, assignment, var-annotated, misc, import-untyped"
+# ruff: noqa: D403, RET505, RUF005, SIM300
+# Triton traces kernels: arguments have no static type, tuples no unpacking, and only the taken branch is compiled.
 """Device functions that several kernels share.
 
 Rounding to nearest even, the pinned butterfly of the Sylvester-Hadamard transform, the pinned sum of strict arithmetic,
@@ -66,7 +68,7 @@ def root(a):
 
 @triton.jit
 def butterflies(x, OUTER: tl.constexpr, N: tl.constexpr, INNER: tl.constexpr):
-    """Unnormalised transform along the middle axis of [OUTER, N, INNER], held flat; strides 1, 2, 4, ..., (a + b, a - b)."""
+    """Transform along the middle axis of [OUTER, N, INNER], held flat: strides 1, 2, 4, ...; (a + b, a - b)."""
     for stage in tl.static_range(16):
         if (1 << stage) < N:
             pairs = tl.reshape(x, (OUTER * N // (2 << stage), 2, (1 << stage) * INNER))
@@ -77,7 +79,7 @@ def butterflies(x, OUTER: tl.constexpr, N: tl.constexpr, INNER: tl.constexpr):
 
 @triton.jit
 def hsum(x, OUTER: tl.constexpr, N: tl.constexpr, INNER: tl.constexpr):
-    """Strict sum along the middle axis of [OUTER, N, INNER], held flat: first half plus second half, and at last plus +0."""
+    """Strict sum along the middle axis of [OUTER, N, INNER], held flat: first half plus second; at last plus +0."""
     for stage in tl.static_range(20):
         if (N >> (stage + 1)) > 0:
             halves = tl.reshape(x, (OUTER, 2, (N >> (stage + 1)) * INNER))
@@ -107,7 +109,7 @@ def strict_exp(x):
 
 @triton.jit
 def exponential(x):
-    """exp to about one ULP: the same polynomial, its scale in two steps so that it overflows and underflows gradually."""
+    """exp to about one ULP: the same polynomial, its scale in two steps, so that overflow and underflow are gradual."""
     if x.dtype == tl.float64:
         return tl.exp(x)
     else:

@@ -1,29 +1,35 @@
-# mypy: disable-error-code="no-untyped-def"
-# (arguments of Triton kernels are traced, not typed)
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: disable-error-code="no-any-return, assignment, var-annotated, misc, import-untyped"
+# ruff: noqa: D403, RET505, RUF005, SIM300
+# Triton traces kernels: arguments have no static type, tuples no unpacking, and only the taken branch is compiled.
 """One kernel for the three products of a Cayley-Dickson layer, and for plain matrix products (D = 1).
 
     z_a[r, c] = sum_b sum_t A[a, b] p_b[r, t] q_{a xor b}[c, t]              a, b = 0 .. D-1
 
 With p = X, q = W it is the forward, with p = beta dY, q = W^T the gradient of X, with p = dY^T, q = X^T the gradient of
-W (``walsh.algebra``); only strides and the sign table A differ. One program owns the same tile of all D outputs, held in a
-tuple of registers, so each tile of p and q is read once and meets its D partners there. Signs are compile-time
+W (``walsh.algebra``); only strides and the sign table A differ. One program owns the same tile of all D outputs, held
+in a tuple of registers, so each tile of p and q is read once and meets its D partners there. Signs are compile-time
 constants: a negative sign is a negated tile of q, not a multiplication.
 
-The fast form (``walsh.algebra.FastProduct``, 30 block products instead of 64 for octonions) makes two passes over t with the
-same D accumulators: D products of transformed tiles, a transform of the accumulators, then the corrections.
+The fast form (``walsh.algebra.FastProduct``, 30 block products instead of 64 for octonions) makes two passes over t
+with the same D accumulators: D products of transformed tiles, a transform of the accumulators, then the corrections.
 
-A long sum over t can be split over programs; each part is stored and :func:`reduce_kernel` adds the parts in a fixed order:
-no atomics, the same bits in every run.
+A long sum over t can be split over programs; each part is stored and :func:`reduce_kernel` adds the parts in a fixed
+order: no atomics, the same bits in every run.
 """
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
+from numpy.typing import NDArray
 from torch import Tensor
 
 from walsh.algebra import FastProduct
+from walsh.kernels.triton._check import row_tile
+from walsh.kernels.triton._config import lookup
 from walsh.kernels.triton._device import (
     INTERPRET,
     decode_ternary,
@@ -34,8 +40,6 @@ from walsh.kernels.triton._device import (
     widen,
     zeros,
 )
-from walsh.kernels.triton._check import row_tile
-from walsh.kernels.triton._config import lookup
 from walsh.kernels.triton._launch import cdiv, interpreting, launch, next_power_of_two, processors
 
 
@@ -83,7 +87,9 @@ def load_codes(q, comp, col, red, q_comp, q_col, q_red, inside, PACK: tl.constex
 def load_q(q, comp, col, red, q_comp, q_col, q_red, scale, cols, last, SCALED: tl.constexpr, PACK: tl.constexpr):
     """The tile q_comp[c, t] as [t, c], divided by a scale per t if SCALED: codes become the values they stand for."""
     inside = (red[:, None] < last) & (col[None, :] < cols)
-    value = load_codes(q, comp, col.to(tl.int64)[None, :], red.to(tl.int64)[:, None], q_comp, q_col, q_red, inside, PACK)
+    value = load_codes(
+        q, comp, col.to(tl.int64)[None, :], red.to(tl.int64)[:, None], q_comp, q_col, q_red, inside, PACK
+    )
     if SCALED:
         unit = tl.load(scale + red, mask=red < last, other=1.0)
         value = divide(value.to(unit.dtype), tl.broadcast_to(unit[:, None], value.shape))
@@ -97,6 +103,17 @@ def negate_if(value, BITS: tl.constexpr, INDEX: tl.constexpr):
         return -value
     else:
         return value
+
+
+@triton.jit
+def add_signed(acc, left, value, negative, FULL_RANGE: tl.constexpr, DOT: tl.constexpr, ACC: tl.constexpr):
+    """acc plus or minus left times value, the sign known when running; FULL_RANGE: -(-128) is not an int8."""
+    right = operand(value, DOT)
+    if FULL_RANGE:
+        product = multiply(left, right, tl.zeros_like(acc), ACC)
+        return acc + tl.where(negative == 1, -product, product)
+    else:
+        return multiply(left, tl.where(negative == 1, -right, right), acc, ACC)
 
 
 @triton.jit
@@ -128,6 +145,7 @@ def signed_xor_kernel(
     BASE: tl.constexpr,
     CORRECTIONS: tl.constexpr,
     FAST: tl.constexpr,
+    UNROLL: tl.constexpr,
     D: tl.constexpr,
     PACK: tl.constexpr,
     ROW_SCALE: tl.constexpr,
@@ -144,9 +162,9 @@ def signed_xor_kernel(
 ):
     """One tile [BM, BN] of every z_a, over the share of t that belongs to this split.
 
-    Bit a * D + b of SIGNS and CORRECTIONS: whether A[a, b] is negative, whether (a, b) is corrected. Bit a of BASE, FLIP_P,
-    FLIP_Q: whether that sign is negative. ROW_SCALE 1 divides by a scale per row, 2 multiplies by it. COL_SCALE is how many
-    factors [cols], one after the other in ``col_scale``, are multiplied in turn. FULL_RANGE: q may hold -128.
+    Bit a * D + b of SIGNS and CORRECTIONS: whether A[a, b] is negative, whether it is corrected. Bit a of BASE, FLIP_P,
+    FLIP_Q: whether that sign is negative. ROW_SCALE 1 divides by a scale per row, 2 multiplies by it. COL_SCALE is how
+    many factors [cols], one after the other in ``col_scale``, are multiplied in turn. FULL_RANGE: q may hold -128.
     """
     tile = tl.program_id(0)
     col_tiles = tl.cdiv(cols, BN)
@@ -173,7 +191,7 @@ def signed_xor_kernel(
         acc = tuple_butterflies(acc, D)
         for a in tl.static_range(D):
             acc = replace(acc, a, negate_if(acc[a], BASE, a) * (1.0 / D))
-    if D <= 8:
+    if UNROLL:
         for start in range(first, last, BK):
             red = start + tl.arange(0, BK)
             qs = ()
@@ -195,21 +213,25 @@ def signed_xor_kernel(
                             right = negate_if(qs[a ^ b], SIGNS, a * D + b)
                             acc = replace(acc, a, multiply(left, right, acc[a], ACC))
     else:
-        # 256 products unrolled would not fit an instruction cache: b runs, and the tiles of q come from cache.
+        # b runs: code and registers for D products at a time, not D^2; the tiles of q come from cache.
         for start in range(first, last, BK):
             red = start + tl.arange(0, BK)
             for b in range(D):
                 value = load_p(p, b, row, red, p_comp, p_row, p_red, p_scale, rows, last, P_SCALE, ACC)
+                if FAST:
+                    value = value * 2
                 left = operand(value, DOT)
                 for a in tl.static_range(D):
-                    value = load_q(q, a ^ b, col, red, q_comp, q_col, q_red, q_scale, cols, last, Q_SCALE, PACK)
                     negative = (((SIGNS >> (a * D)) & ((1 << D) - 1)) >> b) & 1
-                    right = operand(value, DOT)
-                    if FULL_RANGE:
-                        product = multiply(left, right, tl.zeros((BM, BN), ACC), ACC)
-                        acc = replace(acc, a, acc[a] + tl.where(negative == 1, -product, product))
+                    if FAST:
+                        if (((CORRECTIONS >> (a * D)) & ((1 << D) - 1)) >> b) & 1 == 1:
+                            partner = load_q(
+                                q, a ^ b, col, red, q_comp, q_col, q_red, q_scale, cols, last, Q_SCALE, PACK
+                            )
+                            acc = replace(acc, a, add_signed(acc[a], left, partner, negative, FULL_RANGE, DOT, ACC))
                     else:
-                        acc = replace(acc, a, multiply(left, tl.where(negative == 1, -right, right), acc[a], ACC))
+                        partner = load_q(q, a ^ b, col, red, q_comp, q_col, q_red, q_scale, cols, last, Q_SCALE, PACK)
+                        acc = replace(acc, a, add_signed(acc[a], left, partner, negative, FULL_RANGE, DOT, ACC))
     inside = (row[:, None] < rows) & (col[None, :] < cols)
     base = out + split.to(tl.int64) * o_split + row.to(tl.int64)[:, None] * o_row + col.to(tl.int64)[None, :] * o_col
     for a in tl.static_range(D):
@@ -257,7 +279,7 @@ def reduce_kernel(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """out = row_scale * sum over splits of part, zero where abs(limit) > CLIP_VALUE; dots[row] = sum of part * other."""
+    """out = row_scale * sum over splits of part, 0 where abs(limit) > CLIP_VALUE; dots[row] = sum of part * other."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     total = tl.zeros((ROWS, BLOCK), part.dtype.element_ty)
     for comp in range(comps):
@@ -286,14 +308,21 @@ def reduce_kernel(
 
 @dataclass(frozen=True)
 class Blocks:
-    """Tile sizes of one launch: rows BM, columns BN, steps BK along the sum, warps and pipeline stages."""
+    """Tile sizes of one launch: rows BM, columns BN, steps BK along the sum, warps and pipeline stages.
+
+    ``unroll``: all D^2 products of a step in one straight line, each tile read once; else D at a time.
+    """
 
     bm: int
     bn: int
     bk: int
     warps: int
     stages: int
+    unroll: bool = True
 
+
+SIDES = ("bm", "bn", "bk", "warps", "stages")
+"""What ``configs.json`` holds for a shape."""
 
 _TRITON_TYPES = {
     torch.float64: tl.float64,
@@ -305,9 +334,9 @@ _TRITON_TYPES = {
 }
 
 
-def sign_bits(table: object) -> int:
+def sign_bits(table: NDArray[np.int8]) -> int:
     """Bit i of the result: whether element i (row-major) of an array of signs is negative."""
-    return sum(1 << i for i, sign in enumerate(table.reshape(-1).tolist()) if sign < 0)  # type: ignore[attr-defined]  # NumPy array
+    return sum(1 << i for i, sign in enumerate(table.reshape(-1).tolist()) if sign < 0)
 
 
 @dataclass(frozen=True)
@@ -321,9 +350,20 @@ class Operand:
     pack: int = 0
 
 
+def weight_operand(w: Tensor, across: bool = False) -> Operand:
+    """Weights [D, N, K], float, int8 or packed, as q with t along K; ``across``: with t along N."""
+    comp, n, k = w.stride()
+    packed = w.dtype == torch.uint8
+    return Operand(w, comp, k, n, 2 if packed else 0) if across else Operand(w, comp, n, k, 1 if packed else 0)
+
+
 @dataclass(frozen=True)
 class Scales:
-    """Factors that are fused: per row (mode 1 divides, 2 multiplies), per column ([cols] or several in turn), and along t on p (times) and q (divides)."""
+    """Factors that are fused.
+
+    Per row (mode 1 divides, 2 multiplies), per column ([cols], or several in turn), and along t on p (times) and q
+    (divides).
+    """
 
     row: Tensor | None = None
     row_mode: int = 0
@@ -333,7 +373,7 @@ class Scales:
 
 
 def dot_dtype(*tensors: Tensor) -> torch.dtype:
-    """The dtype of the operands: int8 for codes only, a 16-bit float if all floats are that, float64 if any is, else float32."""
+    """The dtype of the operands: int8 for codes only, a 16-bit float if all floats are, float64 if any, or float32."""
     floats = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
     if not floats:
         return torch.int8
@@ -347,31 +387,41 @@ def accumulator(dot: torch.dtype) -> torch.dtype:
     return {torch.int8: torch.int32, torch.float64: torch.float64}.get(dot, torch.float32)
 
 
-def choose_blocks(rows: int, cols: int, reds: int, d: int, dot: torch.dtype, device: torch.device) -> Blocks:
+def choose_blocks(
+    rows: int, cols: int, reds: int, d: int, dot: torch.dtype, device: torch.device, fast: bool = False
+) -> Blocks:
     """Tile sizes for this shape: measured on this device if ``configs.json`` has them, else by the rules below.
 
-    The D accumulators live in registers: 8 warps hold 32,768 numbers in 128 registers per thread. float32 and float64 are
-    multiplied without tensor cores and need registers for operands too, hence smaller tiles.
+    The D accumulators live in registers: 8 warps hold 32,768 numbers in 128 registers per thread. float32 and float64
+    are multiplied without tensor cores and need registers for operands too, hence smaller tiles.
     """
+    wide = dot in (torch.float32, torch.float64)
+    # Without tensor cores 64 products in a straight line spill: every operand is a register.
+    unroll = d <= 2 or (d <= 8 and not wide)
     if interpreting():
-        return Blocks(*(max(16, min(128, next_power_of_two(size))) for size in (rows, cols, reds)), warps=4, stages=1)
+        bm, bn, bk = (max(16, min(128, next_power_of_two(size))) for size in (rows, cols, reds))
+        return Blocks(bm, bn, bk, 4, 1, unroll)
     measured = lookup(device, "signed_xor", rows, cols, reds, d, dot)
     if measured is not None:
-        return Blocks(**measured)
-    if dot in (torch.float32, torch.float64):
-        area = max(256, (8192 if dot == torch.float32 else 4096) // d)
-        bm = min(64, 1 << (area.bit_length() // 2))
-        blocks = Blocks(bm, min(64, area // bm), 16, 4, 2)
+        bm, bn, bk, warps, stages = (measured[side] for side in SIDES)
+        return Blocks(bm, bn, bk, warps, stages, unroll)
+    if wide:
+        area = max(256, (4096 if dot == torch.float32 else 2048) // d)
+        bm = min(64, 1 << ((area.bit_length() - 1) // 2))
+        blocks = Blocks(bm, min(64, area // bm), 16, 8, 1, unroll)
+    elif fast:
+        # Transformed tiles of p and q live beside the accumulators.
+        blocks = Blocks(64, max(16, 256 // d), 16, 8, 2, unroll)
     else:
         area = min(16384, 32768 // d)
         bm = min(128, 1 << ((area.bit_length() - 1) // 2))
-        blocks = Blocks(bm, min(128, area // bm), 64 if d <= 2 else 32, 8, 3 if d <= 4 else 2)
+        blocks = Blocks(bm, min(128, area // bm), 64 if d <= 2 else 32, 8, 3 if d <= 4 else 2, unroll)
     bm = max(16, min(blocks.bm, next_power_of_two(rows)))
     bn = max(16, min(blocks.bn, next_power_of_two(cols)))
     while bn > 16 and cdiv(rows, bm) * cdiv(cols, bn) < processors(device):
         bn //= 2
-    warps = 4 if bm * bn * d <= 8192 else blocks.warps
-    return Blocks(bm, bn, blocks.bk, warps, blocks.stages)
+    warps = 4 if bm * bn * d <= 8192 and d < 8 and not wide else blocks.warps
+    return Blocks(bm, bn, blocks.bk, warps, blocks.stages, unroll)
 
 
 def choose_splits(rows: int, cols: int, reds: int, blocks: Blocks, device: torch.device) -> int:
@@ -388,7 +438,7 @@ def signed_xor_product(
     sizes: tuple[int, int, int],
     factors: FastProduct,
     out: Operand,
-    scales: Scales = Scales(),  # noqa: B008  # frozen, so one default object is safe
+    scales: Scales = Scales(),
     *,
     fast: bool = False,
     add: bool = False,
@@ -403,8 +453,8 @@ def signed_xor_product(
         p, q: operands; ``q.pack`` 1 or 2 if q holds two-bit codes along t or along its columns.
         sizes: rows, columns and length of the sum.
         factors: the sign table with its factorisation.
-        out: result, strides along component, row (``major``) and column (``red``); with splits its first axis is the split.
-        scales: fused factors.
+        out: result, strides along component, row (``major``) and column (``red``); with splits its first axis is the
+        split. scales: fused factors.
         fast: use the factorisation.
         add: add to what ``out`` holds.
         full_range: q may hold the code -128.
@@ -416,7 +466,7 @@ def signed_xor_product(
     d = factors.dimension
     dot = dot_dtype(p.tensor, q.tensor)
     if blocks is None:
-        blocks = choose_blocks(rows, cols, reds, d, dot, p.tensor.device)
+        blocks = choose_blocks(rows, cols, reds, d, dot, p.tensor.device, fast)
     share = cdiv(cdiv(reds, splits), blocks.bk) * blocks.bk
     corrections = sum(1 << (a * d + b) for a, b in factors.corrections) if fast else (1 << (d * d)) - 1
     launch(
@@ -452,6 +502,7 @@ def signed_xor_product(
         BASE=sign_bits(factors.base),
         CORRECTIONS=corrections,
         FAST=fast,
+        UNROLL=blocks.unroll,
         D=d,
         PACK=q.pack,
         ROW_SCALE=scales.row_mode,

@@ -1,11 +1,13 @@
-# mypy: disable-error-code="no-untyped-def"
-# (arguments of Triton kernels are traced, not typed)
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: disable-error-code="no-any-return, assignment, var-annotated, misc, import-untyped"
+# ruff: noqa: D403, RUF005, SIM108
+# Triton traces kernels: arguments have no static type, tuples no unpacking, and only the taken branch is compiled.
 """Kernels of the Hadamard linear layer: tiles [n, BM, BK] hold the same features of all n blocks.
 
     out_g = out_scale_g * c_n * sum_h H[g, h] (c_n * sum_i H[h, i] (in_scale_i * x_i)) w_h^T          c_n = 1 / sqrt(n)
 
-The transform across blocks is a butterfly along the first axis of a tile, the n small products are one batched ``tl.dot``,
-and the second transform acts on the accumulators: one launch, and nothing in between is written to memory. The
+The transform across blocks is a butterfly along the first axis of a tile, the n small products are one batched
+``tl.dot``, and the second transform acts on the accumulators: one launch, nothing in between is written to memory. The
 gradient of x is the same kernel with the scales exchanged and w transposed.
 """
 
@@ -47,7 +49,9 @@ def load_blocks(
     where = x + g * x_comp + row.to(tl.int64)[None, :, None] * x_row + col.to(tl.int64)[None, None, :] * x_col
     v = widen(tl.load(where, mask=inside, other=0))
     if SCALE:
-        v = v.to(ACC) * tl.load(scale + g * cols + col[None, None, :], mask=col[None, None, :] < last, other=0.0).to(ACC)
+        v = v.to(ACC) * tl.load(scale + g * cols + col[None, None, :], mask=col[None, None, :] < last, other=0.0).to(
+            ACC
+        )
     if TRANSFORM:
         v = transform_blocks(v.to(ACC), N, row.shape[0], col.shape[0])
         if N > 1:
@@ -92,8 +96,8 @@ def hadamard_linear_kernel(
 ):
     """y [rows, n * cols] if STORE; if PART, part [row tile, n, cols] = sum over rows of y / out_scale times other.
 
-    ROW_SCALE 1 divides by a scale per row, 2 multiplies by it (integer products). OUT_SCALE: how many factors [n, cols], one
-    after the other in ``out_scale``, are multiplied in turn.
+    ROW_SCALE 1 divides by a scale per row, 2 multiplies by it (integer products). OUT_SCALE: how many factors [n,
+    cols], one after the other in ``out_scale``, are multiplied in turn.
     """
     tile = tl.program_id(0)
     col_tiles = tl.cdiv(cols, BN)

@@ -1,3 +1,5 @@
+# mypy: disable-error-code="import-untyped"
+# Triton ships no type information.
 """Where a kernel runs, and how it is launched: one door for every Triton program of this package.
 
 Three machines are possible: a GPU (kernels compiled for it), the CPU through Triton's interpreter (environment variable
@@ -127,8 +129,8 @@ def require_device(*tensors: torch.Tensor | None) -> torch.device:
         return device
     if device.type == "cpu" and not INTERPRET:
         raise BackendError(
-            "backend 'triton': the tensors are on the CPU, where compiled Triton kernels cannot run; expected a GPU; move the "
-            "tensors to 'cuda', or set TRITON_INTERPRET=1 before Python starts, or choose the backend 'torch'"
+            "backend 'triton': the tensors are on the CPU, where compiled Triton kernels cannot run; expected a GPU; "
+            "move the tensors to 'cuda', or set TRITON_INTERPRET=1 before Python starts, or choose the backend 'torch'"
         )
     if device.type not in {"cpu", "cuda"}:
         raise BackendError(f"backend 'triton': device {device}; expected 'cuda', or 'cpu' with TRITON_INTERPRET=1")
@@ -198,7 +200,8 @@ def launch(
     if not INTERPRET:
         kernel[grid](*args, **constants, **options)
         return
-    # NumPy under the interpreter warns where a GPU is silent: overflow to infinity and arithmetic on NaN are values here.
+    # NumPy under the interpreter warns where a GPU is silent: overflow to infinity and arithmetic on NaN are values
+    # here.
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         kernel[grid](*args, **constants, **options)

@@ -1,8 +1,9 @@
 """Registration with ``torch.library``: every operation becomes ``torch.ops.walsh_triton.NAME``.
 
-A registered operation has a fake implementation (shapes only), so that ``torch.compile`` and ``torch.export`` trace it, and
-its gradient is registered as a second operation, so that the backward graph is traced too. Under
-:func:`walsh.kernels.triton._launch.record_launches` the Python function is called directly, since there is nothing to run.
+A registered operation has a fake implementation (shapes only), so that ``torch.compile`` and ``torch.export`` trace
+it, and its gradient is registered as a second operation, so that the backward graph is traced too. Under
+:func:`walsh.kernels.triton._launch.record_launches` the Python function is called directly, since there is nothing to
+run.
 """
 
 from __future__ import annotations
@@ -31,9 +32,7 @@ class Operation:
         self.operation: Any = torch.library.custom_op(f"{NAMESPACE}::{name}", implementation, mutates_args=())
         self.operation.register_fake(fake)
 
-    def differentiate(
-        self, backward: Callable[..., Any], setup: Callable[..., None]
-    ) -> None:
+    def differentiate(self, backward: Callable[..., Any], setup: Callable[..., None]) -> None:
         """Register the gradient: ``setup(ctx, inputs, output)`` saves, ``backward(ctx, *grads)`` returns gradients."""
         self.operation.register_autograd(backward, setup_context=setup)
 

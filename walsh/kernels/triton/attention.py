@@ -1,5 +1,7 @@
-# mypy: disable-error-code="no-untyped-def"
-# (PyTorch calls the functions that it registers; their arguments are described by the operation's schema)
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
+# mypy: disable-error-code="no-any-return, import-untyped"
+# ruff: noqa: ARG001
+# Fake implementations take the arguments of their operation, whose schema describes them.
 """Causal attention over new or cached keys (SPEC.md, section *attention*).
 
     o_t = sum_{s <= positions[t]} softmax_s(q_t . k_s / sqrt(d)) v_s       q [B, T, H, d], k, v [B, S, H, d]
@@ -42,7 +44,7 @@ def _tiles(tokens: int, keys: int, dot: torch.dtype) -> tuple[int, int]:
     if interpreting():
         return max(1, min(128, next_power_of_two(tokens))), max(1, min(128, next_power_of_two(keys)))
     wide = dot in (torch.float32, torch.float64)
-    return max(16, min(32 if wide else 64, next_power_of_two(tokens))), 32 if wide else 64
+    return max(16, min(16 if wide else 64, next_power_of_two(tokens))), 32
 
 
 def _splits(batch: int, tokens: int, heads: int, keys: int, tile: tuple[int, int], device: torch.device) -> int:
@@ -63,7 +65,7 @@ def _fake(q, k, v, k_worth, v_worth, positions):
 def attend(
     q: Tensor, k: Tensor, v: Tensor, k_worth: Tensor | None, v_worth: Tensor | None, positions: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """o and the log-sum of every query, for checked arguments; int8 k and v with factors [B, S, H, 1]."""
+    """O and the log-sum of every query, for checked arguments; int8 k and v with factors [B, S, H, 1]."""
     require_device(q, k, v, k_worth, v_worth, positions)
     o, lse = _fake(q, k, v, k_worth, v_worth, positions)
     batch, tokens, heads, features = q.shape
@@ -134,7 +136,11 @@ def _backward(
     size = max(16, next_power_of_two(features))
     delta = torch.empty_like(lse)
     dot = dot_dtype(q, k, v)
-    tile = tuple(min(side, 32) for side in _tiles(tokens, keys, dot)) if not interpreting() else _tiles(tokens, keys, dot)
+    tile = _tiles(tokens, keys, dot)
+    if not interpreting():
+        # Two tiles of scores and up to four of features are live at once.
+        side = 16 if dot in (torch.float32, torch.float64) else 32
+        tile = side, side
     scalars = (tokens, keys, heads, features, 1 / math.sqrt(features), 0 if positions.ndim == 1 else tokens)
     constants = {
         "DOT": _TRITON_TYPES[dot],

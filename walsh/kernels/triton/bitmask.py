@@ -1,10 +1,12 @@
-# mypy: disable-error-code="no-untyped-def"
-# (arguments of Triton kernels are traced, not typed)
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: disable-error-code="no-any-return, assignment, var-annotated, misc, import-untyped"
+# ruff: noqa: RET505
+# Triton traces kernels: arguments have no static type, tuples no unpacking, and only the taken branch is compiled.
 """Bitmask codec of ternary codes (SPEC.md, section *bitmask*).
 
-Row-major position p is bit ``p & 7`` of byte ``p >> 3`` of mask; signs holds one bit per non-zero in the same order. The
-place of a sign is the number of non-zeros before it, so both directions count non-zeros per block, add the counts up
-once, and only then move bits. No two programs write the same byte.
+Row-major position p is bit ``p & 7`` of byte ``p >> 3`` of mask; signs holds one bit per non-zero in the same order.
+The place of a sign is the number of non-zeros before it, so both directions count non-zeros per block, add the counts
+up once, and only then move bits. No two programs write the same byte.
 """
 
 import math
@@ -146,8 +148,8 @@ def bitmask_decode(mask: Tensor, signs: Tensor, shape: Sequence[int]) -> Tensor:
         q int8 of this shape.
 
     Raises:
-        DTypeError: not uint8. ShapeError: a negative length. FormatError: a wrong length, a set padding bit, or a number of
-        signs that does not fit the mask.
+        DTypeError: not uint8. ShapeError: a negative length. FormatError: a wrong length, a set padding bit, or a
+        number of signs that does not fit the mask.
     """
     for name, data in (("mask", mask), ("signs", signs)):
         if data.dtype != torch.uint8:

@@ -1,5 +1,7 @@
-# mypy: disable-error-code="no-untyped-def"
-# (PyTorch calls the functions that it registers; their arguments are described by the operation's schema)
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
+# mypy: disable-error-code="no-any-return, import-untyped"
+# ruff: noqa: ARG001
+# Fake implementations take the arguments of their operation, whose schema describes them.
 """The hyper-complex linear layer, D = 1, 2, 4, 8, 16 (SPEC.md, section *cayley_dickson*).
 
     Y_i = beta * sum_j S[i, j] X_j W_{i xor j}^T                     x [..., D*K], w [D, N, K], beta [N], y [..., D*N]
@@ -8,6 +10,8 @@ Launches per call: forward 1 (with rounding of weights and activations 4); backw
 G_k = sum_i S[i, i xor k] dY_i^T X_{i xor k}, and its second stage, which also gives dW_k = beta * G_k and
 dbeta_n = sum_k G_k[n] . W_k[n]. No output has to be kept for the backward.
 """
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -33,6 +37,7 @@ from walsh.kernels.triton._gemm import (
     dot_dtype,
     reduce_parts,
     signed_xor_product,
+    weight_operand,
 )
 from walsh.kernels.triton._launch import require_device
 from walsh.kernels.triton._ops import operation
@@ -43,7 +48,7 @@ METHODS = ("auto", "direct", "fast")
 
 
 def _matrix(x: Tensor, features: int) -> Tensor:
-    """x as [rows, features] with unit stride along features."""
+    """X as [rows, features] with unit stride along features."""
     flat = x.reshape(rows(x), features)
     return flat if features < 2 or flat.stride(1) == 1 else flat.contiguous()
 
@@ -79,7 +84,7 @@ def _linear(
     y = _fake_linear(x, w, beta, codes_x, scale, codes_w, ste_clip, method)
     signed_xor_product(
         Operand(flat, k, flat.stride(0), 1),
-        Operand(weight, *weight.stride(), pack=1 if weight.dtype == torch.uint8 else 0),
+        weight_operand(weight),
         (flat.shape[0], n, k),
         fast_forward(d),
         Operand(y, n, d * n, 1),
@@ -112,9 +117,7 @@ def _backward(
     need_beta: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, w and beta; an empty tensor for one that is not needed."""
-    dx, dw, dbeta = _fake_backward(
-        dy, x, w, beta, codes_x, scale, codes_w, ste_clip, method, need_x, need_w, need_beta
-    )
+    dx, dw, dbeta = _fake_backward(dy, x, w, beta, codes_x, scale, codes_w, ste_clip, method, need_x, need_w, need_beta)
     weight = w if codes_w is None else codes_w
     beta = None if beta is None else beta.contiguous()
     d, n = w.shape[:2]
@@ -123,9 +126,7 @@ def _backward(
     if need_x:
         signed_xor_product(
             Operand(dflat, n, dflat.stride(0), 1),
-            Operand(
-                weight, weight.stride(0), weight.stride(2), weight.stride(1), pack=2 if weight.dtype == torch.uint8 else 0
-            ),
+            weight_operand(weight, across=True),
             (dflat.shape[0], k, n),
             fast_backward_x(d),
             Operand(dx, k, d * k, 1),
@@ -154,7 +155,8 @@ def _weight_gradients(
     flat = _matrix(source, source.shape[-1])
     count, k = flat.shape[0], flat.shape[1] // d
     dot = dot_dtype(dflat, flat)
-    blocks = choose_blocks(n, k, count, d, dot, w.device)
+    fast = _use_fast(method, n, count, d, dot)
+    blocks = choose_blocks(n, k, count, d, dot, w.device, fast)
     splits = choose_splits(n, k, count, blocks, w.device)
     direct = splits == 1 and beta is None and ste_clip is None
     part = dw[None] if direct else w.new_empty((splits, d, n, k), dtype=accumulator(dot))
@@ -165,7 +167,7 @@ def _weight_gradients(
         fast_backward_w(d),
         Operand(part, n * k, k, 1),
         Scales(q=scale),
-        fast=_use_fast(method, n, count, d, dot),
+        fast=fast,
         splits=splits,
         blocks=blocks,
     )
@@ -176,7 +178,7 @@ def _weight_gradients(
             dw if dw.numel() else None,
             beta,
             dots=dbeta if wants_beta else None,
-            other=Operand(weight, *weight.stride(), pack=2 if weight.dtype == torch.uint8 else 0) if wants_beta else None,
+            other=replace(weight_operand(weight), pack=2 if weight.dtype == torch.uint8 else 0) if wants_beta else None,
             limit=None if ste_clip is None else w.contiguous(),
             clip=ste_clip,
         )
@@ -218,7 +220,7 @@ def integer_linear(
     mode = 0 if x_scale is None else 2 if reciprocal else 1
     signed_xor_product(
         Operand(flat, k, flat.stride(0), 1),
-        Operand(w, *w.stride(), pack=1 if w.dtype == torch.uint8 else 0),
+        weight_operand(w),
         (flat.shape[0], n, k),
         fast_forward(d),
         Operand(y, n, d * n, 1),
@@ -261,7 +263,8 @@ def cayley_dickson_linear(
         w: float [D, N, K], int8 codes, or uint8 [D, N, ceil(K / 4)] as ``pack_ternary`` makes it; not float for int8 x.
         beta: float [N] or None.
         x_scale: float [..., 1] for int8 x: the scale of ``quantize_activations``.
-        method: ``auto``, ``direct`` or ``fast``: how a float product is formed; ``fast`` takes 30 block products for 64.
+        method: ``auto``, ``direct`` or ``fast``: how a float product is formed; ``fast`` takes 30 block products for
+        64.
 
     Returns:
         y [..., D*N] in the dtype of x. For int8 x the exact int32 sum, or ``(sum / x_scale) * beta`` in float32.

@@ -1,9 +1,12 @@
+# mypy: disable-error-code="import-untyped"
+# Triton ships no type information.
 """Compile every shipped kernel for every target, without a GPU, and look at what came out.
 
-Operations run on ``meta`` tensors with their launches recorded (:func:`walsh.kernels.triton._launch.record_launches`), so what
-is compiled is exactly what would be launched: the same constants, dtypes, tile sizes and divisibility hints. Each distinct
-launch is compiled for NVIDIA sm_80, sm_90, sm_100 and AMD gfx942, and its registers, spills, shared memory and code size
-are read from the binary (NVIDIA, by the ``cuobjdump`` in Triton's package) or from the assembly text (AMD).
+Operations run on ``meta`` tensors with their launches recorded (:func:`walsh.kernels.triton._launch.record_launches`),
+so what is compiled is exactly what would be launched: the same constants, dtypes, tile sizes and divisibility hints.
+Each distinct launch is compiled for NVIDIA sm_80, sm_90, sm_100 and AMD gfx942, and its registers, spills, shared
+memory and code size are read from the binary (NVIDIA, by the ``cuobjdump`` in Triton's package) or from the assembly
+text (AMD).
 
 It fails on shared memory past the target's limit, on a spill that :data:`EXCUSED_SPILLS` does not excuse, and on an
 approximate, flushing, fused or tf32 instruction in a strict kernel's PTX.
@@ -48,8 +51,10 @@ TARGETS: tuple[Target, ...] = (
     Target("gfx942", GPUTarget("hip", "gfx942", 64), 64 * 1024),
 )
 
-EXCUSED_SPILLS: dict[str, str] = {}
-"""Why a kernel may spill registers, by its name."""
+EXCUSED_SPILLS: dict[str, str] = {
+    "rope_table_kernel": "no spill: the float64 cosine of huge angles keeps the digits of 2 / pi in a local array",
+}
+"""Why a kernel may use stack, by its name."""
 
 FORBIDDEN = re.compile(r"\.approx|div\.full|\.ftz|\bfma\.|\.tf32")
 """What strict arithmetic excludes, in PTX."""
@@ -64,7 +69,7 @@ class Result:
         kernel: its name.
         target: name of the target.
         registers: per thread (AMD: vector registers).
-        spills: bytes (AMD: registers) spilled.
+        spills: bytes of stack, that is spilled registers and local arrays (AMD: registers spilled).
         shared: bytes of shared memory.
         code: bytes of machine code (AMD: of the code object).
         options: warps, stages and fusion.
@@ -97,7 +102,7 @@ def _nvidia_usage(cubin: bytes) -> tuple[int, int, int]:
         sections = subprocess.run([_cuobjdump(), "-elf", file.name], capture_output=True, text=True, check=True)
     text = usage.stdout + usage.stderr
     registers, stack = re.search(r"REG:(\d+)", text), re.search(r"STACK:(\d+)", text)
-    code = re.search(r"^\s*[0-9a-f]+\s+[0-9a-f]+\s+([0-9a-f]+)\s.*\.text\.", sections.stdout, re.MULTILINE)
+    code = re.search(r"^\s*[0-9a-f]+\s+[0-9a-f]+\s+([0-9a-f]+)\s.*PROGBITS.*\s\.text\.", sections.stdout, re.MULTILINE)
     if registers is None or stack is None:
         raise BackendError(f"cuobjdump printed {text[:200]!r}: expected a line with REG and STACK")
     return int(registers[1]), int(stack[1]), int(code[1], 16) if code else len(cubin)
@@ -156,7 +161,7 @@ def collect(full: bool) -> Iterator[tuple[str, Launch]]:
 
 
 def _cache_path(launch: Launch, target: Target, case: str) -> Path:
-    """Where the result is kept: keyed by Triton, this file, the kernel's source with all that it calls, and the launch."""
+    """Where the result is kept: by Triton, this file, the kernel's source with all that it calls, and the launch."""
     here = Path(__file__).read_bytes()
     text = "\0".join((triton.__version__, launch.kernel.cache_key, launch.key(), target.name, str(".strict" in case)))
     digest = hashlib.sha256(here + text.encode()).hexdigest()
@@ -177,7 +182,7 @@ def compile_cached(case: str, launch: Launch, target: Target) -> Result:
 
 
 def report(results: list[Result]) -> str:
-    """A table: per kernel and target the number of variants and the largest registers, spills, shared memory and code."""
+    """A table: per kernel and target the number of variants, the most registers, spills, shared memory and code."""
     lines = [f"{'kernel':30} {'target':8} {'variants':>8} {'registers':>9} {'spills':>7} {'shared':>8} {'code':>8}"]
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
@@ -185,7 +190,11 @@ def report(results: list[Result]) -> str:
     for (kernel, target), group in sorted(groups.items()):
         most = [max(getattr(r, field) for r in group) for field in ("registers", "spills", "shared", "code")]
         lines.append(f"{kernel:30} {target:8} {len(group):8} {most[0]:9} {most[1]:7} {most[2]:8} {most[3]:8}")
-    lines += [f"FAIL {r.case}: {r.kernel} for {r.target} ({r.options}, {r.constants}): {r.problem}" for r in results if r.problem]
+    lines += [
+        f"FAIL {r.case}: {r.kernel} for {r.target} ({r.options}, {r.constants}): {r.problem}"
+        for r in results
+        if r.problem
+    ]
     return "\n".join(lines)
 
 
@@ -213,7 +222,8 @@ def main(full: bool = False, json_path: Path | None = None, targets: tuple[str, 
         for target in chosen:
             results.append(compile_cached(case, launch, target))
             last = results[-1]
-            print(f"{time.monotonic() - started:7.1f} s  {last.case:42} {last.kernel:28} {last.target:7} {last.problem[:60]}")
+            seconds = time.monotonic() - started
+            print(f"{seconds:7.1f} s  {last.case:42} {last.kernel:28} {last.target:7} {last.problem[:60]}")
     print(report(results))
     failures = sum(bool(result.problem) for result in results)
     print(f"{len(results)} compilations, {failures} failures, Triton {triton.__version__}; nothing was run on a GPU")

@@ -1,13 +1,16 @@
-# mypy: disable-error-code="no-untyped-def"
-# (arguments of Triton kernels are traced, not typed)
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: disable-error-code="no-any-return, assignment, var-annotated, misc, import-untyped"
+# ruff: noqa: ARG001, D403
+# Triton traces kernels: arguments have no static type, tuples no unpacking, and only the taken branch is compiled.
+# Fake implementations take the arguments of their operation, whose schema describes them.
 """Cross-entropy of logits, and of a tied head without the logits of all tokens (SPEC.md, section *cross_entropy*).
 
     loss = mean over targets that are not -1 of log(sum(exp(logits))) - logits[target];   0 if there are none
     dlogits = (softmax(logits) - onehot(target)) / count
 
-``linear_cross_entropy`` walks over chunks of tokens. A chunk's logits become its gradient in place and at once go into dx and
-the table's gradient, as in Hsu et al., *Liger Kernel* (arXiv 2410.10989); nothing of size [tokens, V] exists, in the forward or
-for the backward, which only multiplies by the incoming gradient.
+``linear_cross_entropy`` walks over chunks of tokens. A chunk's logits become its gradient in place and at once go into
+dx and the table's gradient, as in Hsu et al., *Liger Kernel* (arXiv 2410.10989); nothing of size [tokens, V] exists,
+in the forward or for the backward, which only multiplies by the incoming gradient.
 """
 
 import torch
@@ -193,7 +196,9 @@ def _fake_linear(x, table, targets, chunk_size, gradients):
 
 
 @operation("linear_cross_entropy", _fake_linear)
-def _linear(x: Tensor, table: Tensor, targets: Tensor, chunk_size: int, gradients: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _linear(
+    x: Tensor, table: Tensor, targets: Tensor, chunk_size: int, gradients: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """Loss and, if ``gradients``, those of x and table for an incoming gradient of 1, wide."""
     require_device(x, table, targets)
     loss, dx, dtable = _fake_linear(x, table, targets, chunk_size, gradients)
@@ -220,7 +225,10 @@ def _linear(x: Tensor, table: Tensor, targets: Tensor, chunk_size: int, gradient
             _logits_gradient(logits, aim, sums, one, number, slope)
             across = Operand(table, 0, table.stride(1), table.stride(0))
             matrix_product(
-                Operand(slope, 0, vocabulary, 1), across, (size, cols, vocabulary), dx.view(count, cols)[start : start + size]
+                Operand(slope, 0, vocabulary, 1),
+                across,
+                (size, cols, vocabulary),
+                dx.view(count, cols)[start : start + size],
             )
             down, along = Operand(slope, 0, 1, vocabulary), Operand(part, 0, 1, cols)
             matrix_product(down, along, (vocabulary, cols, size), dtable, add=True)

@@ -1,12 +1,15 @@
-# mypy: disable-error-code="no-untyped-def"
-# (arguments of Triton kernels are traced, not typed)
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: disable-error-code="no-any-return, assignment, var-annotated, misc, import-untyped"
+# ruff: noqa: ARG001, D403
+# Triton traces kernels: arguments have no static type, tuples no unpacking, and only the taken branch is compiled.
+# Fake implementations take the arguments of their operation, whose schema describes them.
 """Embeddings, plain and hashed, and their tied heads (SPEC.md, section *embedding*).
 
     e(t) = E[t];     e(t) = scale * sum_i importance[t, i] E_i[indices[t, i]]                   ids [...], e [..., C]
     logits = x table^T;     logits_t = sum_i importance[t, i] (x . E_i[indices[t, i]])
 
-The gradient of a table adds the rows of all tokens with one id. Ids are sorted first (a stable sort), then one program per row
-adds its tokens in their order: no atomics, the same bits in every run.
+The gradient of a table adds the rows of all tokens with one id. Ids are sorted first (a stable sort), then one program
+per row adds its tokens in their order: no atomics, the same bits in every run.
 """
 
 from collections.abc import Sequence
@@ -104,7 +107,9 @@ def segment_sum_kernel(
         place = start + tl.arange(0, ROWS)
         row = tl.load(order + place, mask=place < last, other=0).to(tl.int64)
         inside = (place < last)[:, None] & (col < cols)[None, :]
-        value = widen(tl.load(source + row[:, None] * s_row + col.to(tl.int64)[None, :] * s_col, mask=inside, other=0.0))
+        value = widen(
+            tl.load(source + row[:, None] * s_row + col.to(tl.int64)[None, :] * s_col, mask=inside, other=0.0)
+        )
         if factors is not None:
             value = value * widen(tl.load(factors + row, mask=place < last, other=0.0))[:, None].to(value.dtype)
         total += tl.sum(value.to(ACC), 0)
@@ -115,7 +120,9 @@ def segment_sum_kernel(
 
 
 @triton.jit
-def row_dot_kernel(a, b, a_rows, b_rows, out, count, cols, a_row, a_col, b_row, b_col, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+def row_dot_kernel(
+    a, b, a_rows, b_rows, out, count, cols, a_row, a_col, b_row, b_col, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):
     """out[r] = a[a_rows[r]] . b[b_rows[r]], rows themselves where an index is absent."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     valid = row < count
@@ -212,14 +219,19 @@ def gather(
 
 
 def segments(ids: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Positions of ids sorted by id, equal ids in their order, and where each id 0 .. count-1 starts (count + 1 numbers)."""
+    """Positions of ids sorted by id, equal ids in their order, and where each id starts (count + 1 numbers)."""
     values, order = torch.sort(ids.reshape(-1).to(torch.int64), stable=True)
     starts = torch.searchsorted(values, torch.arange(count + 1, device=ids.device))
     return order, starts
 
 
 def segment_sum(
-    source: Operand, cols: int, groups: tuple[Tensor, Tensor], out: Operand, factors: Tensor | None = None, scale: float = 1.0
+    source: Operand,
+    cols: int,
+    groups: tuple[Tensor, Tensor],
+    out: Operand,
+    factors: Tensor | None = None,
+    scale: float = 1.0,
 ) -> None:
     """Launch :func:`segment_sum_kernel`; ``major`` and ``red`` of both operands are the strides of rows and columns."""
     order, starts = groups
@@ -423,8 +435,8 @@ def hash_embedding(
         e [..., C] in the dtype of the tables.
 
     Raises:
-        RangeError: an id outside 0 .. V-1 or an index outside its table. ShapeError, DTypeError: arguments that do not fit.
-        ParameterError: no default indices for this number of tables. BackendError: no machine for Triton.
+        RangeError: an id outside 0 .. V-1 or an index outside its table. ShapeError, DTypeError: arguments that do not
+        fit. ParameterError: no default indices for this number of tables. BackendError: no machine for Triton.
     """
     indices = check_hash(tables, importance, indices)
     for i, table in enumerate(tables):
@@ -570,7 +582,8 @@ def _hash_head_backward(
     for i, (table, dtable) in enumerate(zip(tables, dtables, strict=True)):
         size = table.shape[0]
         where = indices[:, i].contiguous()
-        # What each row of the small table receives: the tokens that use it, weighted. [P_i, rows of x], so columns are rows of x.
+        # What each row of the small table receives: the tokens that use it, weighted. [P_i, rows of x], so columns are
+        # rows of x.
         received = x.new_empty((size, count), dtype=wide.dtype)
         by_token = Operand(upstream.tensor, 0, 1, vocabulary)
         target = Operand(received, 0, count, 1)

@@ -5,8 +5,8 @@
     x   = x + down(swiglu(gate h, up h)),                        h = rms_norm(x)
     logits = head(rms_norm(x))                                                              logits [B, T, V]
 
-A function of the weights by name, so autograd differentiates it for each of them; a cache cuts the gradient at the cached keys
-and values.
+A function of the weights by name, so autograd differentiates it for each of them; a cache cuts the gradient at the
+cached keys and values.
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
-# mypy: disable-error-code="no-untyped-def"
-# (PyTorch calls the functions that it registers; their arguments are described by the operation's schema)
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
+# mypy: disable-error-code="no-any-return, import-untyped"
+# ruff: noqa: ARG001
+# Fake implementations take the arguments of their operation, whose schema describes them.
 """Walsh-Hadamard transform and the Hadamard linear layer (SPEC.md, section *hadamard*).
 
     y_g = sum_h (-1)^popcount(g & h) x_h / sqrt(n)                                            x [..., n]
     u = alpha * x;  v = H u;  z_g = v_g w_g^T;  Y = beta * H z             x [..., n*K], w [n, N, K], Y [..., n*N]
 
-The transform is the radix-2 butterfly, strides 1, 2, 4, ..., (a + b, a - b), then one product with 1 / sqrt(n). Rows of up to
-4,096 stay in registers; longer ones take a second pass along a strided axis, in the same order of additions. The layer is
-one launch forward; backward it is dX (with the partial sums of dalpha), the forward again for dbeta, dW, and their
-second stages.
+The transform is the radix-2 butterfly, strides 1, 2, 4, ..., (a + b, a - b), then one product with 1 / sqrt(n). Rows
+of up to 4,096 stay in registers; longer ones take a second pass along a strided axis, in the same order of additions.
+The layer is one launch forward; backward it is dX (with the partial sums of dalpha), the forward again for dbeta, dW,
+and their second stages.
 """
 
 import math
@@ -153,7 +155,8 @@ def hadamard_transform(x: Tensor, normalize: bool = True) -> Tensor:
         y [..., n] in the dtype of x; int32 for integers.
 
     Raises:
-        ShapeError: n is not a power of two. DTypeError: integers with ``normalize``. BackendError: no machine for Triton.
+        ShapeError: n is not a power of two. DTypeError: integers with ``normalize``. BackendError: no machine for
+        Triton.
     """
     _check_transform(x, normalize)
     result: Tensor = transform(x if x.is_floating_point() else x.to(torch.int32), normalize, False)
@@ -178,12 +181,12 @@ def hadamard_transform_(x: Tensor, normalize: bool = True) -> Tensor:
 
 
 def choose_blocks(count: int, cols: int, reds: int, n: int, dot: torch.dtype, device: torch.device) -> Blocks:
-    """Tile sizes [n, BM, BN]: n accumulator tiles in at most 32,768 registers."""
+    """Tile sizes [n, BM, BN]: n accumulator tiles, and as many of x while they are transformed, live in registers."""
     if interpreting():
         bm, bn, bk = (max(1, min(64, next_power_of_two(size))) for size in (count, cols, reds))
         return Blocks(bm, bn, bk, 4, 1)
     wide = dot in (torch.float32, torch.float64)
-    area = max(256, (8192 if wide else 16384) // n)
+    area = max(256, 8192 // n)
     bm = min(64, 1 << (area.bit_length() // 2))
     bm = max(16, min(bm, next_power_of_two(count)))
     bn = max(16, min(area // bm, 64, next_power_of_two(cols)))
@@ -215,7 +218,9 @@ def _product(
     count, n, cols, reds = sizes
     dot = dot_dtype(x, w)
     if n > LARGEST_BLOCKS and not interpreting():
-        raise ParameterError(f"w has n = {n} blocks: expected at most {LARGEST_BLOCKS} on a GPU; use fewer, larger blocks")
+        raise ParameterError(
+            f"w has n = {n} blocks: expected at most {LARGEST_BLOCKS} on a GPU; use fewer, larger blocks"
+        )
     blocks = choose_blocks(count, cols, reds, n, dot, x.device)
     acc = accumulator(dot)
     part = None
@@ -342,7 +347,7 @@ def _forward(
         flat,
         weight,
         (flat.shape[0], n, weight.shape[1], flat.shape[1] // n),
-        weight.stride(),
+        (weight.stride(0), weight.stride(1), weight.stride(2)),
         1 if weight.dtype == torch.uint8 else 0,
         y,
         None if alpha is None or codes_x is not None else alpha.contiguous(),
@@ -431,7 +436,9 @@ def _weight_gradient(
     if interpreting():
         splits = 2 if count >= 48 else 1
     else:
-        splits = max(1, min(cdiv(2 * processors(w.device), cdiv(cols, blocks.bm) * cdiv(reds, blocks.bn)), count // step))
+        splits = max(
+            1, min(cdiv(2 * processors(w.device), cdiv(cols, blocks.bm) * cdiv(reds, blocks.bn)), count // step)
+        )
     share = cdiv(cdiv(count, splits), step) * step
     part = w.new_empty((splits, n, cols, reds), dtype=accumulator(dot))
     launch(
@@ -485,7 +492,7 @@ def _fake_integer(codes_x, r, w, factors):
 
 @operation("hadamard_integer_linear", _fake_integer)
 def integer_linear(codes_x: Tensor, r: Tensor, w: Tensor, factors: Tensor) -> Tensor:
-    """Strict arithmetic from the codes of v on: (f32(butterflies of sums) * r) * c_n, times factors [F, n, N] in turn."""
+    """Strict, from the codes of v on: (f32(butterflies of sums) * r) * c_n, times factors [F, n, N] in turn."""
     require_device(codes_x, r, w, factors)
     y = _fake_integer(codes_x, r, w, factors)
     flat = _matrix(codes_x, codes_x.shape[-1])
@@ -494,7 +501,7 @@ def integer_linear(codes_x: Tensor, r: Tensor, w: Tensor, factors: Tensor) -> Te
         flat,
         w,
         (flat.shape[0], n, w.shape[1], flat.shape[1] // n),
-        w.stride(),
+        (w.stride(0), w.stride(1), w.stride(2)),
         0,
         y,
         None,
@@ -537,8 +544,8 @@ def hadamard_linear(x: Tensor, w: Tensor, alpha: Tensor | None = None, beta: Ten
         y [..., n*N] in the dtype of x.
 
     Raises:
-        ShapeError, DTypeError: arguments that do not fit. ParameterError: codes outside {-1, 0, 1}, more blocks than a GPU
-        program can hold. FormatError: damaged packed weights. BackendError: no machine for Triton.
+        ShapeError, DTypeError: arguments that do not fit. ParameterError: codes outside {-1, 0, 1}, more blocks than a
+        GPU program can hold. FormatError: damaged packed weights. BackendError: no machine for Triton.
     """
     require_codes(w, check_linear(x, w, alpha, beta))
     result: Tensor = _linear(x, w, alpha, beta, None, None, None, None)

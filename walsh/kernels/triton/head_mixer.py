@@ -3,8 +3,9 @@
     y_i = beta * sum_j S[i, j] x_j W_{i xor j}                 Cayley-Dickson, groups of n = D heads of d features
     y   = beta * H z,  z_g = (H x)_g W_g                       Hadamard, groups of n heads
 
-A group of n heads of d features is a feature axis of n*d in component-major order, and x @ W is a product with W^T: a head
-mixer *is* the linear layer of its algebra on [..., H/n, n*d], so it runs in that layer's one launch, beta included.
+A group of n heads of d features is a feature axis of n*d in component-major order, and x @ W is a product with W^T: a
+head mixer *is* the linear layer of its algebra on [..., H/n, n*d], so it runs in that layer's one launch, beta
+included.
 """
 
 from torch import Tensor
@@ -32,7 +33,9 @@ def check_mixer(x: Tensor, w: Tensor, beta: Tensor | None, algebra: str) -> tupl
         if not is_power_of_two(n):
             raise ShapeError(f"w has shape {list(w.shape)}: expected [n, d, d] with n a power of two")
     elif n != DIMENSIONS[algebra]:
-        raise ShapeError(f"w has shape {list(w.shape)}: expected n = {DIMENSIONS[algebra]}, the dimension of {algebra!r}")
+        raise ShapeError(
+            f"w has shape {list(w.shape)}: expected n = {DIMENSIONS[algebra]}, the dimension of {algebra!r}"
+        )
     require_shape("w", w, (n, d, d), "[n, d, d]")
     if heads % n:
         raise ShapeError(f"x has {heads} heads: expected a multiple of n = {n}, the size of a group")

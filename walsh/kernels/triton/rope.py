@@ -1,13 +1,16 @@
-# mypy: disable-error-code="no-untyped-def"
-# (arguments of Triton kernels are traced, not typed)
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: disable-error-code="no-any-return, assignment, var-annotated, misc, import-untyped"
+# ruff: noqa: ARG001, D403
+# Triton traces kernels: arguments have no static type, tuples no unpacking, and only the taken branch is compiled.
+# Fake implementations take the arguments of their operation, whose schema describes them.
 """Rotary position embedding, interleaved pairs (SPEC.md, sections *rope* and *strict arithmetic*).
 
     angle = position * theta^(-2 i / d)
     y_{2i} = x_{2i} cos - x_{2i+1} sin,      y_{2i+1} = x_{2i} sin + x_{2i+1} cos            x [..., T, H, d]
 
-after Su et al., *RoFormer* (arXiv 2104.09864). Two launches: cosines and sines of each position once, in float64, because a
-float32 angle is wrong by a tenth of a radian a million tokens out; then the rotation, shared by all heads. The backward
-rotates by the opposite angle.
+after Su et al., *RoFormer* (arXiv 2104.09864). Two launches: cosines and sines of each position once, in float64,
+because a float32 angle is wrong by a tenth of a radian a million tokens out; then the rotation, shared by all heads.
+The backward rotates by the opposite angle.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """``walsh.kernels.triton`` as a backend: compiled on a GPU, in Triton's interpreter on a CPU.
 
-On a CPU the interpreter must be asked for before Triton is imported (``TRITON_INTERPRET=1``); this adapter never turns to
-another backend's kernels.
+On a CPU the interpreter must be asked for before Triton is imported (``TRITON_INTERPRET=1``); this adapter never turns
+to another backend's kernels.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class TritonBackend(TorchBackend):
 
     def describe(self) -> dict[str, Any]:
         """Name, versions and device; says so where the interpreter runs the kernels."""
-        import triton
+        from importlib.metadata import version
 
         from walsh.kernels.triton._launch import INTERPRET
 
         described = super().describe()
         how = "interpreter" if INTERPRET else "compiled"
-        return described | {"version": f"{described['version']}, triton {triton.__version__}, {how}"}
+        return described | {"version": f"{described['version']}, triton {version('triton')}, {how}"}

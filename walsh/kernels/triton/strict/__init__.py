@@ -1,7 +1,7 @@
 """Strict arithmetic in Triton: every float32 step pinned, equal to ``walsh.reference.strict`` to the bit.
 
-Kernels are launched without fused multiply-add; quotients and roots are correctly rounded; nothing is multiplied in tf32.
-``walsh.kernels.triton.compile`` searches their machine code for anything else.
+Kernels are launched without fused multiply-add; quotients and roots are correctly rounded; nothing is multiplied in
+tf32. ``walsh.kernels.triton.compile`` searches their machine code for anything else.
 """
 
 from walsh.kernels.torch.strict.export import export

@@ -1,14 +1,18 @@
-# mypy: disable-error-code="no-untyped-def"
-# (arguments of Triton kernels are traced, not typed)
-"""Causal attention in strict arithmetic, and its cache (SPEC.md, sections *attention*, *kv_cache* and *strict arithmetic*).
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: disable-error-code="no-any-return, assignment, var-annotated, misc, import-untyped"
+# ruff: noqa: ARG001, D403
+# Triton traces kernels: arguments have no static type, tuples no unpacking, and only the taken branch is compiled.
+# Fake implementations take the arguments of their operation, whose schema describes them.
+"""Causal attention in strict arithmetic, and its cache (SPEC.md, *attention*, *kv_cache* and *strict arithmetic*).
 
     q, k, v  -> int8 codes with one r per token and head
     score    = ((f32(sum_d q k) * r_q) * r_k) * f32(1 / sqrt(d))
     e        = exp(score - max over visible keys),   +0 for the others
     o        = psum_s((e * r_v) * f32(v)) / psum_s(e)
 
-A program owns a few queries of one sequence and head. It goes over the visible keys twice, for the maximum and for the sums, in
-blocks of 32 counted from position 0: the blocks of ``psum``, so a query gets the same bits from a full pass and from a cache.
+A program owns a few queries of one sequence and head. It goes over the visible keys twice, for the maximum and for the
+sums, in blocks of 32 counted from position 0: the blocks of ``psum``, so a query gets the same bits from a full pass
+and from a cache.
 """
 
 import math
@@ -67,7 +71,7 @@ def strict_attention_kernel(
     BT: tl.constexpr,
     BD: tl.constexpr,
 ):
-    """o of BT queries; q and q_worth contiguous [B, T, H, .], k and v with one set of strides, their worths with another."""
+    """o of BT queries; q and q_worth contiguous [B, T, H, .], k and v with one set of strides, worths with another."""
     batch = (tl.program_id(1) // heads).to(tl.int64)
     head = (tl.program_id(1) % heads).to(tl.int64)
     token = tl.program_id(0) * BT + tl.arange(0, BT)

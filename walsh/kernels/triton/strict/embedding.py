@@ -110,9 +110,7 @@ def hash_embedding(
         raise ParameterError(f"scale {scale!r}: expected a finite float32")
     ids = _checked_ids(ids, importance.shape[0])
     out = importance.new_empty((*ids.shape, tables[0].shape[1]))
-    return gather(
-        ids, tables, out, indices=indices, importance=importance.contiguous(), scales=scales, scale=factor
-    )
+    return gather(ids, tables, out, indices=indices, importance=importance.contiguous(), scales=scales, scale=factor)
 
 
 def _products(quantised: tuple[Tensor, Tensor], codes: Tensor, scale: Tensor) -> Tensor:
@@ -169,6 +167,9 @@ def hash_lm_head(
     require_last_axis("x", x, "C")
     require_features("x", x, tables[0].shape[1], "C")
     quantised = quantise("x", x)
-    flat = [_products(quantised, codes, scale).reshape(-1, codes.shape[0]) for codes, scale in zip(tables, scales, strict=True)]
+    flat = [
+        _products(quantised, codes, scale).reshape(-1, codes.shape[0])
+        for codes, scale in zip(tables, scales, strict=True)
+    ]
     logits = x.new_empty((*x.shape[:-1], importance.shape[0]))
     return combine(flat, indices, importance.contiguous(), logits)

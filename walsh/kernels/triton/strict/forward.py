@@ -5,9 +5,9 @@
     x = x + down(swiglu(gate h, up h)),                        h = rms_norm(x)
     logits = head(rms_norm(x))
 
-ids [B, T], x float32 [B, T, C], logits float32 [B, T, V]. Layers that share an input share its codes: for a Cayley-Dickson
-algebra the norm and the quantizer are one launch whose int8 result wq, wk and wv (or gate and up) read. Residuals are
-float32 additions.
+ids [B, T], x float32 [B, T, C], logits float32 [B, T, V]. Layers that share an input share its codes: for a
+Cayley-Dickson algebra the norm and the quantizer are one launch whose int8 result wq, wk and wv (or gate and up) read.
+Residuals are float32 additions.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-# mypy: disable-error-code="no-untyped-def"
-# (arguments of Triton kernels are traced, not typed)
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: disable-error-code="no-any-return, assignment, var-annotated, misc, import-untyped"
+# ruff: noqa: D403
+# Triton traces kernels: arguments have no static type, tuples no unpacking, and only the taken branch is compiled.
 """Drawing the next token, defined to the bit (SPEC.md, section *sampling*).
 
     l = logits with the repetition penalty;                   temperature 0: the argmax, lowest id first
@@ -8,8 +10,8 @@
     cum = running float32 sums of p in sorted order;          the shortest prefix with cum >= top_p kept
     the answer is the first kept id with cum > u * total,     u = uniform(seed, position)
 
-The order is PyTorch's stable device sort, a permutation without arithmetic. The running sum is left to right by definition, so
-one program walks a row, and stops where the prefix ends.
+The order is PyTorch's stable device sort, a permutation without arithmetic. The running sum is left to right by
+definition, so one program walks a row, and stops where the prefix ends.
 """
 
 from typing import Any
@@ -92,7 +94,7 @@ def argmax_kernel(values, ids, vocabulary, BLOCK: tl.constexpr):
 
 @triton.jit
 def exponentials_kernel(values, order, e, by_id, vocabulary, kept, BLOCK: tl.constexpr):
-    """e [rows, V] = exp(value - first) in sorted order, and the same at its id in ``by_id``; +0 past the first ``kept``."""
+    """e [rows, V] = exp(value - first) in sorted order, the same at its id in ``by_id``; +0 past the first ``kept``."""
     row = tl.program_id(1).to(tl.int64) * vocabulary
     index = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = index < vocabulary
@@ -148,7 +150,11 @@ def uniform(seed: Any, position: Any) -> Tensor:
     Raises:
         DTypeError: one is not integer. BackendError: no machine for Triton.
     """
-    seeds, positions = _words(seed, position, _home(seed, position))
+    return _uniform(*_words(seed, position, _home(seed, position)))
+
+
+def _uniform(seeds: Tensor, positions: Tensor) -> Tensor:
+    """:func:`uniform` of int64 words of one shape."""
     require_device(seeds)
     u = torch.empty(seeds.shape, dtype=torch.float32, device=seeds.device)
     block = flat_block(max(1, u.numel()))
@@ -180,6 +186,15 @@ def _draw(values: Tensor, kept: int, top_p: float, u: Tensor) -> Tensor:
     ids = torch.empty((batch,), dtype=torch.int64, device=values.device)
     args = (e, hsum(by_id), order, u.contiguous(), ids, vocabulary, kept, float(top_p))
     launch(draw_kernel, (batch,), *args, warps=1, fusion=False)
+    return ids
+
+
+def _greedy(values: Tensor) -> Tensor:
+    """The argmax of every row, lowest id first."""
+    batch, vocabulary = values.shape
+    ids = torch.empty((batch,), dtype=torch.int64, device=values.device)
+    block = min(next_power_of_two(vocabulary), 1 << 14 if interpreting() else 1024)
+    launch(argmax_kernel, (batch,), values, ids, vocabulary, BLOCK=block)
     return ids
 
 
@@ -222,9 +237,7 @@ def sample(
     heat, threshold, penalty = torch.tensor([temperature, top_p, repetition_penalty], dtype=torch.float32).tolist()
     values = _penalized(logits.contiguous(), history, penalty, heat)
     if heat == 0:
-        ids = torch.empty((batch,), dtype=torch.int64, device=logits.device)
-        block = min(next_power_of_two(vocabulary), 1 << 14 if interpreting() else 1024)
-        launch(argmax_kernel, (batch,), values, ids, vocabulary, BLOCK=block)
-        return ids
+        return _greedy(values)
     kept = min(int(top_k), vocabulary) if top_k else vocabulary
-    return _draw(values, kept, threshold, uniform(seeds.expand(batch), positions.expand(batch)))
+    u = _uniform(seeds.expand(batch).contiguous(), positions.expand(batch).contiguous())
+    return _draw(values, kept, threshold, u)
