@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from walsh.codec.container import dump, read_walsh
+from walsh.codec import dump, read_walsh
 from walsh.kernels.torch import pack_ternary, unpack_ternary
 from walsh.measure.case import Absent, Case, Inputs, Provider, Setting, Work
 from walsh.measure.models import Model, choose_model

@@ -10,7 +10,8 @@ from walsh.errors import FormatError
 from walsh.measure import limits as limits_module
 from walsh.measure import run as run_module
 from walsh.measure.case import Absent, Provider, Setting, Work
-from walsh.measure.limits import Limits, OverLimit, check_fraction, measure_limits
+from walsh.measure.limits import measure_limits
+from walsh.measure.machine import Limits, OverLimit, check_fraction
 from walsh.measure.rows import read_run, write_run
 from walsh.measure.run import Plan, perform
 from walsh.measure.timing import CpuClock

@@ -1,6 +1,8 @@
 """Reports are a function of stored rows, and say what the rows say."""
 
 import json
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -153,3 +155,13 @@ def test_a_run_with_problems_shows_them(stored, tmp_path):
     build(stored, tmp_path / "claims.toml")
     assert "1 problems" in (stored / "report.md").read_text("utf-8")
     assert COUNTS
+
+
+def test_reports_are_built_without_pytorch(stored, tmp_path):
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from pathlib import Path; from walsh.reporting.build import build\n"
+        "build(*map(Path, sys.argv[1:]))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(stored), str(tmp_path / "claims.toml")], check=True)
+    assert (stored / "report.html").exists()

@@ -7,13 +7,13 @@ gain that the committed value must follow, or the next regression hides in it.
     walsh bench counts --accept     commits what was found
 
 Counted: framework calls that compute (views are free), new storages, the bytes of them and the most that was alive at
-once, in one call of a provider; launches of Triton kernels (``launches.py``); bytes of models; whatever a provider counts itself, such as
-Internet Computer instructions. Values that depend on the version of PyTorch stand in a section that names it.
+once, in one call of a provider; launches of Triton kernels (``launches.py``); bytes of models; whatever a provider
+counts itself, such as Internet Computer instructions. Values that depend on the version of PyTorch stand in a section
+that names it.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -33,45 +34,44 @@ ACCEPT = "walsh bench counts --accept"
 
 
 class CountingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTorch leaves it untyped
-    """Counts calls and storages of everything that runs inside; the storages of ``inputs`` are not new."""
+    """Counts calls and storages of everything that runs inside; the storages of ``inputs`` are not new.
+
+    Each storage is held weakly until the end: that keeps its address from being given to another one, without which
+    counts would depend on where memory happens to be free.
+    """
 
     def __init__(self, inputs: Iterable[Any] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # likewise
-        self.calls = self.allocations = self.allocated = self.alive = self.peak = 0
-        self._known = {_key(leaf) for leaf in tree_leaves(list(inputs)) if isinstance(leaf, Tensor)}
+        self.calls = self.allocations = self.allocated = self.peak = 0
+        self._seen: dict[int, Any] = {}
+        self._alive: dict[int, int] = {}
+        self._remember(list(inputs))
+
+    def _remember(self, values: Any) -> list[tuple[int, int]]:
+        """Key and bytes of the storages among ``values`` that were not seen before."""
+        new = []
+        for leaf in tree_leaves(values):
+            if isinstance(leaf, Tensor):
+                reference: Any = StorageWeakRef(leaf.untyped_storage())  # type: ignore[no-untyped-call]  # likewise
+                if reference.cdata not in self._seen:
+                    self._seen[reference.cdata] = reference
+                    new.append((reference.cdata, leaf.untyped_storage().nbytes()))
+        return new
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one framework call and see what it made."""
+        self._remember((args, kwargs))
+        self._alive = {key: size for key, size in self._alive.items() if not self._seen[key].expired()}
         result = func(*args, **(kwargs or {}))
         # A view computes nothing: its result shares the storage of an argument, and the operator says so.
         if not func.is_view:
             self.calls += 1
-        for leaf in tree_leaves((args, kwargs)):
-            if isinstance(leaf, Tensor):
-                self._known.add(_key(leaf))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._see(leaf)
+        for key, size in self._remember(result):
+            self.allocations += 1
+            self.allocated += size
+            self._alive[key] = size
+        self.peak = max(self.peak, sum(self._alive.values()))
         return result
-
-    def _see(self, tensor: Tensor) -> None:
-        key, size = _key(tensor), tensor.untyped_storage().nbytes()
-        if key in self._known:
-            return
-        self._known.add(key)
-        self.allocations += 1
-        self.allocated += size
-        self.alive += size
-        self.peak = max(self.peak, self.alive)
-        weakref.finalize(tensor.untyped_storage(), self._free, key, size)
-
-    def _free(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.alive -= size
-
-
-def _key(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
 
 
 def count_call(case: Case, provider: Provider) -> dict[str, int]:

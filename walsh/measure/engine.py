@@ -32,7 +32,7 @@ def without_engine(case: str) -> list[Absent]:
 
 def pack_model(model: Model) -> bytes:
     """The model's ``.walsh`` file."""
-    from walsh.codec.container import dump  # here, because it belongs to the engine, which is optional
+    from walsh.codec import dump  # here, because it belongs to the engine, which is optional
 
     return dump(model.exported, model.config, prefer="speed")
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from walsh.measure.case import Case, Provider
-from walsh.measure.limits import Limits
+from walsh.measure.machine import Limits
 from walsh.measure.pairs import AGAIN, Samples
 from walsh.measure.statistics import Ratio, judge, null_ratio, paired_ratio, quantiles
 from walsh.measure.timing import CpuClock, CudaClock

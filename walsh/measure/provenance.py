@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from walsh import __version__
 from walsh.suite.report import find_commit
 
@@ -53,6 +51,8 @@ def gather(device: str, seed: int) -> dict[str, Any]:
         device: ``cpu`` or ``cuda``.
         seed: of the run.
     """
+    import torch  # here, because reports are read without it
+
     commit = find_commit()
     return {
         "walsh": __version__,

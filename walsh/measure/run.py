@@ -18,7 +18,8 @@ from typing import Any
 from walsh.measure import counts as counting
 from walsh.measure.case import Absent, Case, Provider, Setting
 from walsh.measure.figures import limit_figures, make_row
-from walsh.measure.limits import OverLimit, check_fraction, measure_limits
+from walsh.measure.limits import measure_limits
+from walsh.measure.machine import OverLimit, check_fraction
 from walsh.measure.pairs import WrongOutput, measure_case
 from walsh.measure.provenance import gather, utc_now
 from walsh.measure.rows import SCHEMA, Run

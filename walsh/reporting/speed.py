@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from walsh.measure.limits import Limits
+from walsh.measure.machine import Limits
 from walsh.measure.provenance import machine_name
 from walsh.reporting import plots
 from walsh.reporting.claims import ClaimFile
