@@ -7,14 +7,16 @@ A stop text may be spread over tokens: what could become one is held back until 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from walsh.data.tokenizers import Tokenizer, from_dict
 from walsh.errors import DataError, ParameterError
+from walsh.kernels import torch as kernels
 from walsh.model.checkpoint import Checkpoint, load_checkpoint
 from walsh.model.config import WalshConfig
 from walsh.model.generation import SamplingConfig, stream
@@ -34,7 +36,7 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[Walsh, Tokenizer]:
-    """The model and tokenizer of a checkpoint.
+    """The model and tokenizer of a checkpoint, for inference.
 
     Args:
         path: of its folder or its run's.
@@ -55,7 +57,17 @@ def open_model(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> tu
         raise ParameterError(
             f"the tokenizer has {tokenizer.vocab_size} tokens and the model {config.vocab_size}: expected no more"
         )
-    return Walsh(config, weights=checkpoint.weights).to(device).eval(), tokenizer
+    weights = round_weights(checkpoint.weights, config)
+    return Walsh(config, weights=weights).to(device).eval(), tokenizer
+
+
+def round_weights(weights: Mapping[str, Tensor], config: WalshConfig) -> dict[str, Tensor]:
+    """Weights in which the ternary ones are int8 codes: the same model, rounded once and not at every token."""
+    ternary = {n for n, shape in config.weight_shapes().items() if len(shape) == 3 and ".mixer." not in n}
+    return {
+        name: kernels.ternary(w, config.rule)[0] if name in ternary and config.ternary and w.is_floating_point() else w
+        for name, w in weights.items()
+    }
 
 
 class StopFilter:

@@ -41,8 +41,8 @@ def _explanation(config: AblationConfig, found: Sequence[Comparison]) -> str:
     return (
         f"Variants at equal {config.match}, {len(config.seeds)} paired seeds. Differences from {config.baseline} are "
         f"taken within seeds; the intervals are Student's t at {level:.2%} each, {CONFIDENCE:.0%} together. A verdict "
-        f"needs {ENOUGH_SEEDS} seeds. Multiplications are those of the expanded matrices, per token, attention's scores "
-        "not counted; training FLOPs are 6 per multiplication and token."
+        f"needs {ENOUGH_SEEDS} seeds. Multiplications are those of the expanded matrices, per token, without "
+        "attention's scores; training FLOPs are 6 per multiplication and token."
     )
 
 

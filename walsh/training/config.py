@@ -168,7 +168,21 @@ def parse_config(document: Mapping[str, Any], where: str) -> TrainingConfig:
     try:
         return TrainingConfig.model_validate(document)
     except ValidationError as error:
-        raise ParameterError(f"{where}: {_explain(error)}") from None
+        raise ParameterError(f"{where}: {explain(error)}") from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The document of a TOML file.
+
+    Raises:
+        ParameterError: if the file is missing or malformed.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ParameterError(f"{path}: {error.strerror}; see configs/ for examples") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ParameterError(f"{path}: not TOML: {error}") from None
 
 
 def load_config(path: Path, overrides: Iterable[str] = ()) -> TrainingConfig:
@@ -177,12 +191,7 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> TrainingConfig:
     Raises:
         ParameterError: if the file is missing or malformed, or does not validate.
     """
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ParameterError(f"{path}: {error.strerror}; see configs/ for examples") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ParameterError(f"{path}: not TOML: {error}") from None
+    document = read_toml(path)
     for override in overrides:
         key, equals, text = override.partition("=")
         section, dot, name = key.strip().partition(".")
@@ -202,16 +211,23 @@ def _value(text: str) -> Any:
         return text
 
 
-def _explain(error: ValidationError) -> str:
-    """The first complaint, in one line, with the nearest valid key for an unknown one."""
+def explain(error: ValidationError, model: type[BaseModel] = TrainingConfig) -> str:
+    """The first complaint, in one line, with the nearest valid key for an unknown one.
+
+    Args:
+        error: of pydantic.
+        model: that was validated.
+    """
     first = error.errors()[0]
     location = ".".join(map(str, first["loc"]))
+    if first["type"] == "missing":
+        return f"key {location!r} is missing"
     if first["type"] != "extra_forbidden":
         message = first["msg"].removeprefix("Value error, ")
         return f"{location} is {first['input']!r}: {message}" if location else message
-    keys: list[str] = list(TrainingConfig.model_fields)
+    keys: list[str] = list(model.model_fields)
     if len(first["loc"]) > 1:
-        section = TrainingConfig.model_fields[str(first["loc"][0])].annotation
+        section = model.model_fields[str(first["loc"][0])].annotation
         keys = list(section.model_fields) if isinstance(section, type) and issubclass(section, BaseModel) else keys
     near = difflib.get_close_matches(str(first["loc"][-1]), keys, n=1, cutoff=0.0)
     hint = f"the nearest valid key is {near[0]!r}" if near else f"valid keys: {', '.join(keys)}"
