@@ -1,10 +1,13 @@
 """Files of models: the ``.walsh`` container, its packings, and the published container."""
 
-from walsh.codec.container import WalshFile, dump, load, read_walsh, summary, write_walsh
+from walsh.codec.layout import Stored, WalshFile
 from walsh.codec.packings import choose, pack, unpack
+from walsh.codec.reader import load, read_walsh, summary
 from walsh.codec.rows import four_bit_rows, quantise_rows
+from walsh.codec.writer import dump, write_walsh
 
 __all__ = [
+    "Stored",
     "WalshFile",
     "choose",
     "dump",

@@ -3,11 +3,11 @@
     two_bits        code q + 1 in two bits, four to a byte, least significant first            2 bits a weight
     base3           five trits q + 1 to a byte, the first the least significant digit          1.6 bits
     bitmask         one bit per weight, then one sign bit per non-zero                         1 + (1 - p0) bits
-    base3_deflate   base3 through zlib, Huffman codes only                                     near 5-fold entropy / 5
+    base3_deflate   base3 through zlib, Huffman codes only                                     near the entropy
     int4            rows of codes in -7 .. 7, stored as code + 8, the even feature in the low half    4 bits
 
-All run over the flattened (row-major) tensor, rows excepted. Padding codes are zero weights. A byte of base3 is a symbol of
-five weights, so that Huffman's whole bits cost little: at 90 % zeros 0.59 bits a weight where the entropy is 0.57.
+All run over the flattened (row-major) tensor. Padding codes are zero weights. A byte of base3 is a symbol of five
+weights, so that Huffman's whole bits cost little: close to the entropy at every share of zeros.
 """
 
 from __future__ import annotations
@@ -38,13 +38,15 @@ _PAIRS = ((np.arange(256)[:, None] >> np.array([0, 2, 4, 6])) & 3).astype(np.int
 def _padded(codes: Codes, multiple: int) -> NDArray[np.uint8]:
     """Codes + 1, flat, with zero weights up to a multiple."""
     digits = np.ones(-(-codes.size // multiple) * multiple, dtype=np.uint8)
-    digits[: codes.size] = codes.ravel() + np.int8(1)
+    digits[: codes.size] = (codes.ravel() + np.int8(1)).view(np.uint8)
     return digits.reshape(-1, multiple)
 
 
 def _pack_two_bits(codes: Codes) -> Bytes:
     digits = _padded(codes, 4)
-    return digits[:, 0] | digits[:, 1] << 2 | digits[:, 2] << 4 | digits[:, 3] << 6
+    shifted = digits << np.array([0, 2, 4, 6], dtype=np.uint8)
+    packed: Bytes = np.bitwise_or.reduce(shifted, axis=1)
+    return packed
 
 
 def _pack_base3(codes: Codes) -> Bytes:
@@ -214,7 +216,8 @@ def _pack_int4(codes: Codes) -> Bytes:
     if codes.size and (int(codes.min()) < -7 or int(codes.max()) > 7):
         raise ParameterError(f"codes span {codes.min()} .. {codes.max()}: int4 rows hold -7 .. 7")
     halves = (codes + np.int8(8)).astype(np.uint8).reshape(-1, 2)
-    return halves[:, 0] | halves[:, 1] << 4
+    packed: Bytes = np.bitwise_or.reduce(halves << np.array([0, 4], dtype=np.uint8), axis=1)
+    return packed
 
 
 def _unpack_int4(stored: Bytes, size: int) -> Codes:

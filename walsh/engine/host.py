@@ -111,8 +111,9 @@ class Instance:
         pointer &= 0xFFFFFFFF  # wasmtime gives addresses as signed numbers
         if size == 0:
             return np.empty(shape, dtype=kind)
-        buffer = self._memory.get_buffer_ptr(self._store, size, pointer)
-        return np.frombuffer(buffer, dtype=kind).reshape(shape)
+        buffer: Any = self._memory.get_buffer_ptr(self._store, size, pointer)
+        array: Array = np.frombuffer(buffer, dtype=kind).reshape(shape)
+        return array
 
     def bytes_at(self, pointer: int, length: int) -> bytes:
         """A copy of bytes in linear memory."""

@@ -92,7 +92,11 @@ class Engine:
     """
 
     def __init__(
-        self, model: str | os.PathLike[str] | bytes, layout: str = "auto", verify: bool = True, instance: Instance | None = None
+        self,
+        model: str | os.PathLike[str] | bytes,
+        layout: str = "auto",
+        verify: bool = True,
+        instance: Instance | None = None,
     ) -> None:
         """Load a ``.walsh`` file.
 
@@ -130,7 +134,8 @@ class Engine:
     @property
     def memory(self) -> Memory:
         """Bytes of this model."""
-        return Memory(*self._numbers("memory", 3), self.instance.memory_bytes)
+        file, weights, tokenizer = self._numbers("memory", 3)
+        return Memory(file, weights, tokenizer, self.instance.memory_bytes)
 
     def close(self) -> None:
         """Let go of the model; its sessions are useless then."""
@@ -263,7 +268,9 @@ class Session:
     @property
     def hidden(self) -> NDArray[np.float32]:
         """float32 [C], the residual stream of the token in work, or of the last one; a copy."""
-        return np.array(self._instance.view(self._instance.call("hidden", self.handle), (self._engine.n_embd,), "float32"))
+        return np.array(
+            self._instance.view(self._instance.call("hidden", self.handle), (self._engine.n_embd,), "float32")
+        )
 
     def sample(self, sampling: Sampling | None = None) -> int:
         """Draw the next token from the logits; it is not read.
@@ -273,7 +280,9 @@ class Session:
         """
         return int(self._instance.call("sample", self.handle, *(sampling or Sampling()).arguments()))
 
-    def generate(self, max_new_tokens: int, sampling: Sampling | None = None, stop: int | None = None) -> NDArray[np.int64]:
+    def generate(
+        self, max_new_tokens: int, sampling: Sampling | None = None, stop: int | None = None
+    ) -> NDArray[np.int64]:
         """Draw tokens and read each but the last, in one call of the engine.
 
         Args:

@@ -1,7 +1,7 @@
 """The engine's single operations as NumPy functions, with the names and arguments of SPEC.md, *Strict arithmetic*.
 
-What conformance runs. Arguments are checked here as the definition checks them (dtypes, shapes, ranges); sums, rounding and
-everything else happens in the engine. ``scalar`` runs the engine's definitions instead of its kernels.
+What conformance runs. Arguments are checked here as the definition checks them (dtypes, shapes, ranges); sums, rounding
+and everything else happens in the engine. ``scalar`` runs the engine's definitions instead of its kernels.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from walsh.algebra import DIMENSIONS, is_power_of_two
 from walsh.codec import dump
 from walsh.engine.host import Array, Arrays, Instance
+from walsh.engine.kv_cache import Int8KVCache
 from walsh.engine.model import LAYOUTS, Engine, Sampling
-from walsh.errors import CapacityError, DTypeError, ParameterError, RangeError, ShapeError
+from walsh.errors import CapacityError, DTypeError, ParameterError, ShapeError
 from walsh.reference.strict import _check
 from walsh.reference.strict.attention import query_positions
 from walsh.reference.strict.forward import check_generation
@@ -231,10 +232,14 @@ class Operations:
         c = pairs[0][0].shape[1]
         for i, (codes, _) in enumerate(pairs):
             _check.shaped(f"tables.{i}", codes, (None, c), "[P, C] with the C of tables.0")
-        importance = _check.shaped("importance", self._float("importance", importance), (None, len(pairs)), "[V, tables]")
+        importance = _check.shaped(
+            "importance", self._float("importance", importance), (None, len(pairs)), "[V, tables]"
+        )
         where = 0
         if indices is not None:
-            indices = _check.shaped("indices", _check.typed("indices", indices, "integer"), importance.shape, "[V, tables]")
+            indices = _check.shaped(
+                "indices", _check.typed("indices", indices, "integer"), importance.shape, "[V, tables]"
+            )
             where = arrays.put(indices.astype(np.int64))
         codes_at = arrays.put(np.array([arrays.put(codes) for codes, _ in pairs], dtype=np.uint32))
         scales_at = arrays.put(np.array([arrays.put(scale) for _, scale in pairs], dtype=np.uint32))
@@ -277,6 +282,16 @@ class Operations:
             logits = arrays.room(4 * (x.size // c) * v)
             self._instance.call("op_hash_lm_head", arrays.put(x), x.size // c, *given, logits)
             return arrays.get(logits, (*x.shape[:-1], v), "float32")
+
+    def hash_indices(self, ids: Array, tables: int) -> NDArray[np.int64]:
+        """Ids [...] to indices [..., tables]."""
+        ids = _check.typed("ids", ids, "integer").astype(np.int64)
+        if isinstance(tables, bool) or tables not in (2, 3):
+            raise ParameterError(f"tables {tables!r}: expected 2 or 3")
+        with self._instance.arrays() as arrays:
+            indices = arrays.room(8 * ids.size * tables)
+            self._instance.call("op_hash_indices", arrays.put(ids), ids.size, tables, indices)
+            return arrays.get(indices, (*ids.shape, tables), "int64")
 
     def uniform(self, seed: Any, position: Any) -> Float32:
         """Seed and position, integers that broadcast, to float32 in [0, 1)."""
@@ -429,96 +444,3 @@ class Operations:
     def cache(self, batch: int, capacity: int, heads: int, head_dim: int) -> Int8KVCache:
         """A cache in the engine."""
         return Int8KVCache(self._instance, [], capacity, heads, head_dim).grow(batch)
-
-
-class Int8KVCache:
-    """The engine's cache with the interface of ``walsh.reference.strict.Int8KVCache``; one handle per sequence."""
-
-    def __init__(self, instance: Instance, handles: list[int], capacity: int, heads: int, head_dim: int) -> None:
-        self._instance, self._handles = instance, handles
-        self.capacity, self._shape = capacity, (heads, head_dim)
-
-    def grow(self, batch: int) -> Int8KVCache:
-        """Add empty sequences."""
-        for _ in range(batch):
-            self._handles.append(int(self._instance.call("op_cache_new", self.capacity, *self._shape)))
-        return self
-
-    def close(self) -> None:
-        """Let go of every sequence."""
-        for handle in self._handles:
-            self._instance.call("op_cache_drop", handle)
-        self._handles = []
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """int64 [B]."""
-        return np.array([self._instance.call("op_cache_length", handle) for handle in self._handles], dtype=np.int64)
-
-    def append(self, k: Array, v: Array, counts: Array | None = None) -> NDArray[np.int64]:
-        """Add the first counts[b] of k, v [B, T, H, d] to sequence b; positions [B, T]."""
-        batch, (heads, d) = len(self._handles), self._shape
-        k, v = _check.typed("k", k, "float32"), _check.typed("v", v, "float32")
-        _check.shaped("k", k, (batch, None, heads, d), "[B, T, H, d]")
-        _check.shaped("v", v, k.shape, "[B, T, H, d] of k")
-        tokens = k.shape[1]
-        counts = np.full(batch, tokens) if counts is None else _check.typed("counts", counts, "integer")
-        _check.shaped("counts", counts, (batch,), "[B]")
-        _check.within("counts", counts, 0, tokens + 1, "a sequence gains at most T tokens")
-        before = self.lengths
-        if (before + counts > self.capacity).any():
-            raise CapacityError(f"{(before + counts).max()} tokens in a cache of capacity {self.capacity}")
-        try:
-            for b, handle in enumerate(self._handles):
-                with self._instance.arrays() as arrays:
-                    count = int(counts[b])
-                    given = arrays.put(k[b, :count]), arrays.put(v[b, :count])
-                    self._instance.call("op_cache_append", handle, *given, count)
-        except Exception:
-            # Half of the sequences must not keep what the others never got.
-            for handle, length in zip(self._handles, before, strict=True):
-                self._instance.call("op_cache_truncate", handle, int(length))
-            raise
-        added = np.arange(tokens) < counts[:, None]
-        return np.where(added, before[:, None] + np.arange(tokens), -1)
-
-    def attend(self, q: Array, positions: Array) -> Float32:
-        """Q [B, T, H, d] at positions [B, T] to [B, T, H, d]."""
-        batch, (heads, d) = len(self._handles), self._shape
-        q = _check.shaped("q", _check.typed("q", q, "float32"), (batch, None, heads, d), "[B, T, H, d]")
-        where = query_positions(positions, batch, q.shape[1], self.capacity)
-        o = np.zeros(q.shape, dtype=np.float32)
-        for b, handle in enumerate(self._handles):
-            for t in range(q.shape[1]):
-                with self._instance.arrays() as arrays:
-                    out = arrays.room(o[b, t].nbytes)
-                    self._instance.call("op_cache_attend", handle, arrays.put(q[b, t]), int(where[b, t]), out)
-                    o[b, t] = arrays.get(out, (heads, d), "float32")
-        return o
-
-    def truncate(self, lengths: Array) -> None:
-        """Forget the last tokens: lengths [B]."""
-        lengths = _check.typed("lengths", lengths, "integer")
-        _check.shaped("lengths", lengths, (len(self._handles),), "[B]")
-        wrong = (lengths < 0) | (lengths > self.lengths)
-        if wrong.any():
-            raise RangeError(f"length {lengths[wrong][0]}: expected at most what the sequence holds")
-        for handle, length in zip(self._handles, lengths, strict=True):
-            self._instance.call("op_cache_truncate", handle, int(length))
-
-    def _rows(self, rows: Array) -> Array:
-        rows = _check.shaped("rows", _check.typed("rows", rows, "integer"), (None,), "[rows]")
-        return _check.within("rows", rows, 0, len(self._handles), "name sequences of this cache")
-
-    def reset(self, rows: Array | None = None) -> None:
-        """Forget all tokens of these sequences, or of all."""
-        for row in range(len(self._handles)) if rows is None else self._rows(rows):
-            self._instance.call("op_cache_truncate", self._handles[row], 0)
-
-    def fork(self, rows: Array) -> Int8KVCache:
-        """A new cache whose sequence i is a copy of sequence rows[i]."""
-        copies = [int(self._instance.call("op_cache_fork", self._handles[row])) for row in self._rows(rows)]
-        return Int8KVCache(self._instance, copies, self.capacity, *self._shape)
-
-
-__all__ = ["Int8KVCache", "Operations"]

@@ -26,11 +26,12 @@ pub fn scales(absmax_bits: u32) -> Result<(f32, f32)> {
 /// Bits of the largest magnitude: magnitudes of floats are ordered as integers, NaN above infinity.
 pub fn absmax_bits(x: &[f32]) -> u32 {
     let magnitude = i32x4_splat(0x7fff_ffff);
-    let (body, tail) = x.split_at(x.len() & !3);
+    let (body, tail) = x.split_at(x.len() & !15);
     let mut most = i32x4_splat(0);
-    for four in body.chunks_exact(4) {
-        // SAFETY: four floats are sixteen bytes.
-        most = i32x4_max(most, v128_and(unsafe { v128_load(four.as_ptr().cast()) }, magnitude));
+    for sixteen in body.chunks_exact(16) {
+        // SAFETY: sixteen floats are four vectors.
+        let at = |i: usize| v128_and(unsafe { v128_load(sixteen.as_ptr().add(4 * i).cast()) }, magnitude);
+        most = i32x4_max(most, i32x4_max(i32x4_max(at(0), at(1)), i32x4_max(at(2), at(3))));
     }
     let lanes = f32x4_lanes(most).map(f32::to_bits);
     tail.iter().map(|v| v.to_bits() & 0x7fff_ffff).chain(lanes).max().unwrap_or(0)
@@ -53,13 +54,22 @@ unsafe fn round8(x: *const f32, s: v128) -> v128 {
 /// Round x [C] by a known s; |x s| is at most 127 (and a rounding), so nothing is left to clip.
 pub fn round_codes(x: &[f32], s: f32, codes: &mut [i16]) {
     let length = x.len().min(codes.len());
-    let body = length & !7;
     let splat = f32x4_splat(s);
-    for i in (0..body).step_by(8) {
-        // SAFETY: i + 8 <= length, of both slices.
-        unsafe { v128_store(codes.as_mut_ptr().add(i).cast(), round8(x.as_ptr().add(i), splat)) };
+    let mut at = 0;
+    // SAFETY: every access stays below `length`, of both slices.
+    unsafe {
+        let (mut from, mut to) = (x.as_ptr(), codes.as_mut_ptr());
+        while at + 16 <= length {
+            v128_store(to.cast(), round8(from, splat));
+            v128_store(to.add(8).cast(), round8(from.add(8), splat));
+            (from, to, at) = (from.add(16), to.add(16), at + 16);
+        }
+        if at + 8 <= length {
+            v128_store(to.cast(), round8(from, splat));
+            at += 8;
+        }
     }
-    for i in body..length {
+    for i in at..length {
         codes[i] = (x[i] * s).round_ties_even() as i16;
     }
 }

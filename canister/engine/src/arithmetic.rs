@@ -8,13 +8,14 @@
 //!
 //! Only add, subtract, multiply, divide and square root; Rust never fuses them, WebAssembly cannot.
 
+#![allow(clippy::excessive_precision, clippy::approx_constant)] // the published digits, which define every later bit
+
 use crate::error::{Result, require};
 use crate::simd::*;
 
 const LOG2_E: f32 = 1.442_695_04;
 const LN2_HIGH: f32 = 0.693_359_375; // few bits, so that n * LN2_HIGH is exact
 const LN2_LOW: f32 = -2.121_944_40e-4;
-#[allow(clippy::excessive_precision)] // the published digits
 const EXP: [f32; 6] = [
     1.987_569_150_0e-4,
     1.398_199_950_7e-3,
@@ -47,10 +48,7 @@ pub fn exp4(x: v128) -> v128 {
     // The operand order of pmin and pmax lets NaN through.
     let clipped = f32x4_pmin(f32x4_pmax(x, low), f32x4_splat(88.0));
     let n = f32x4_nearest(f32x4_mul(clipped, f32x4_splat(LOG2_E)));
-    let t = f32x4_sub(
-        f32x4_sub(clipped, f32x4_mul(n, f32x4_splat(LN2_HIGH))),
-        f32x4_mul(n, f32x4_splat(LN2_LOW)),
-    );
+    let t = f32x4_sub(f32x4_sub(clipped, f32x4_mul(n, f32x4_splat(LN2_HIGH))), f32x4_mul(n, f32x4_splat(LN2_LOW)));
     let mut p = f32x4_splat(EXP[0]);
     p = f32x4_add(f32x4_mul(p, t), f32x4_splat(EXP[1]));
     p = f32x4_add(f32x4_mul(p, t), f32x4_splat(EXP[2]));
@@ -111,10 +109,8 @@ pub fn hsum_squares(x: &[f32], scratch: &mut [f32]) -> f32 {
 }
 
 const TWO_OVER_PI: f64 = 6.366_197_723_675_813_824_33e-01;
-#[allow(clippy::excessive_precision)] // the published digits
 const HALF_PI: [f64; 3] =
     [1.570_796_326_734_125_614_17e+00, 6.077_100_506_303_965_976_60e-11, 2.022_266_248_795_950_631_54e-21];
-#[allow(clippy::excessive_precision)]
 const SIN: [f64; 6] = [
     1.589_690_995_211_550_102_21e-10,
     -2.505_076_025_340_686_341_95e-08,
@@ -123,7 +119,6 @@ const SIN: [f64; 6] = [
     8.333_333_333_322_489_461_24e-03,
     -1.666_666_666_666_663_243_48e-01,
 ];
-#[allow(clippy::excessive_precision)]
 const COS: [f64; 6] = [
     -1.135_964_755_778_819_482_65e-11,
     2.087_572_321_298_174_827_90e-09,
@@ -195,10 +190,13 @@ mod tests {
             let x = i as f32 * 0.01;
             let exact = f64::from(x).exp();
             let error = (f64::from(exp(x)) - exact).abs();
-            assert!(error <= 1.01 * (exact as f32).to_bits().abs_diff((exact as f32).to_bits() + 1) as f64 * {
-                let e = exact as f32;
-                f64::from(f32::from_bits(e.to_bits() + 1) - e)
-            });
+            assert!(
+                error
+                    <= 1.01 * (exact as f32).to_bits().abs_diff((exact as f32).to_bits() + 1) as f64 * {
+                        let e = exact as f32;
+                        f64::from(f32::from_bits(e.to_bits() + 1) - e)
+                    }
+            );
         }
     }
 
@@ -214,7 +212,8 @@ mod tests {
             padded[0] + 0.0
         }
         for length in [1, 2, 3, 5, 8, 15, 16, 17, 64, 100, 512, 1000] {
-            let x: Vec<f32> = (0..length).map(|i| ((i * 37 % 101) as f32 - 50.0) * 1.7e-3 * (1 + i % 7) as f32).collect();
+            let x: Vec<f32> =
+                (0..length).map(|i| ((i * 37 % 101) as f32 - 50.0) * 1.7e-3 * (1 + i % 7) as f32).collect();
             assert_eq!(hsum_in_place(&mut x.clone()).to_bits(), definition(&x).to_bits());
             let squares: Vec<f32> = x.iter().map(|v| v * v).collect();
             assert_eq!(hsum_squares(&x, &mut vec![0.0; length]).to_bits(), definition(&squares).to_bits());

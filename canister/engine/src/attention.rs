@@ -39,7 +39,13 @@ pub fn attend(cache: &KvCache, q: &[f32], position: usize, o: &mut [f32], scratc
         "position {position}: expected below the length {}; append first",
         cache.length()
     );
-    require!(q.len() == cache.heads * d && o.len() == q.len(), Shape, "{} features: expected {} x {d}", q.len(), cache.heads);
+    require!(
+        q.len() == cache.heads * d && o.len() == q.len(),
+        Shape,
+        "{} features: expected {} x {d}",
+        q.len(),
+        cache.heads
+    );
     let visible = position + 1;
     let padded = round_up(visible, BLOCK);
     scratch.query.resize(width, 0);
@@ -217,7 +223,15 @@ fn sum_positions(e: &[f32]) -> f32 {
 }
 
 /// head = psum(weight * values) / total for `groups` groups of four features.
-fn mix_values(values: &[i8], width: usize, weight: &[f32], visible: usize, groups: usize, total: f32, head: &mut [f32]) {
+fn mix_values(
+    values: &[i8],
+    width: usize,
+    weight: &[f32],
+    visible: usize,
+    groups: usize,
+    total: f32,
+    head: &mut [f32],
+) {
     let blocks = visible.div_ceil(BLOCK);
     assert!(values.len() >= blocks * BLOCK * width && weight.len() >= blocks * BLOCK && head.len() >= 4 * groups);
     assert!(4 * groups <= width);
@@ -285,7 +299,8 @@ pub fn attend_scalar(q: &[f32], k: &[f32], v: &[f32], heads: usize, position: us
             scores.push(((sum as f32 * r_q) * r_k) * reciprocal_root(d));
             values.push(codes(&v[(s * heads + h) * d..][..d])?);
         }
-        let max = scores.iter().fold(f32::NEG_INFINITY, |m, &s| if m.is_nan() || s.is_nan() { f32::NAN } else { m.max(s) });
+        let max =
+            scores.iter().fold(f32::NEG_INFINITY, |m, &s| if m.is_nan() || s.is_nan() { f32::NAN } else { m.max(s) });
         let e: Vec<f32> = scores.iter().map(|s| exp(s - max)).collect();
         let total = psum_scalar(&e);
         for i in 0..d {

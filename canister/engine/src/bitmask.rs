@@ -11,8 +11,7 @@ pub fn encode(q: &[i8]) -> Result<(Vec<u8>, Vec<u8>)> {
     check_codes(q)?;
     let mut mask = vec![0u8; q.len().div_ceil(8)];
     let mut signs = Vec::new();
-    let mut count = 0;
-    for (p, &code) in q.iter().enumerate().filter(|(_, code)| **code != 0) {
+    for (count, (p, &code)) in q.iter().enumerate().filter(|(_, code)| **code != 0).enumerate() {
         mask[p >> 3] |= 1 << (p & 7);
         if count & 7 == 0 {
             signs.push(0);
@@ -20,7 +19,6 @@ pub fn encode(q: &[i8]) -> Result<(Vec<u8>, Vec<u8>)> {
         if let (true, Some(last)) = (code > 0, signs.last_mut()) {
             *last |= 1 << (count & 7);
         }
-        count += 1;
     }
     Ok((mask, signs))
 }

@@ -64,6 +64,8 @@ pub struct CayleyDicksonLinear {
     columns: usize,
     weights: TernaryMatrices,
     transformed: Option<Int8Matrices>,
+    /// Per component j of the input: (matrix, row of the sums, what to do there).
+    targets: Vec<Vec<(usize, usize, Into)>>,
     /// [N] padded with zeros to a block's stride.
     beta: Vec<f32>,
 }
@@ -81,7 +83,14 @@ pub struct Scratch {
 
 impl CayleyDicksonLinear {
     /// Lay out codes [D, N, K] and beta [N].
-    pub fn new(codes: &[i8], dimension: usize, rows: usize, columns: usize, beta: &[f32], layout: Layout) -> Result<Self> {
+    pub fn new(
+        codes: &[i8],
+        dimension: usize,
+        rows: usize,
+        columns: usize,
+        beta: &[f32],
+        layout: Layout,
+    ) -> Result<Self> {
         require!(
             matches!(dimension, 1 | 2 | 4 | 8 | 16),
             Shape,
@@ -113,7 +122,8 @@ impl CayleyDicksonLinear {
         };
         let mut padded = try_vec(stride(rows), 0.0f32)?;
         padded[..rows].copy_from_slice(beta);
-        Ok(Self { dimension, columns, weights, transformed, beta: padded })
+        let targets = plan(dimension, fast);
+        Ok(Self { dimension, columns, weights, transformed, targets, beta: padded })
     }
 
     /// Bytes that the layer takes in memory.
@@ -129,32 +139,32 @@ impl CayleyDicksonLinear {
         scratch.codes.resize(d * from, 0);
         scratch.sums.resize(2 * 16 * round_up(rows, 8), 0);
         let r = quantize(x, &mut scratch.codes)?;
+        let splat = f32x4_splat(r);
         if let Some(transformed) = &self.transformed {
             self.octonion_sums(transformed, scratch);
+            // SAFETY: sixteen rows of `rows` sums, y eight of `to` floats, beta `to`; `rows` is a multiple of 8.
+            unsafe { combine(scratch.sums.as_ptr(), rows, splat, self.beta.as_ptr(), y.as_mut_ptr(), to) };
         } else {
-            self.direct_sums(scratch);
+            self.add_products(scratch);
+            for i in 0..d {
+                finish(&scratch.sums[i * rows..][..rows], splat, &self.beta, &mut y[i * to..][..rows]);
+            }
         }
-        for i in 0..d {
-            finish(&scratch.sums[i * rows..][..rows], r, &self.beta, &mut y[i * to..][..to]);
+        if rows < to {
+            y.chunks_exact_mut(to).for_each(|y| y[rows..].fill(0.0));
         }
         Ok(())
     }
 
-    /// sums [D, rows] by all D^2 products.
-    fn direct_sums(&self, scratch: &mut Scratch) {
-        let (d, from, rows) = (self.dimension, stride(self.columns), self.weights.padded_rows());
-        let table = signs(d);
-        scratch.sums[..d * rows].fill(0);
-        let mut targets = [(0, 0, Into::Add); 16];
-        for j in 0..d {
-            for (i, target) in targets[..d].iter_mut().enumerate() {
-                *target = (i ^ j, i, if table[i][j] > 0 { Into::Add } else { Into::Subtract });
-            }
-            self.weights.multiply(&scratch.codes[j * from..][..from], &targets[..d], &mut scratch.sums, rows);
+    /// The planned products of every component of the input.
+    fn add_products(&self, scratch: &mut Scratch) {
+        let (from, rows) = (stride(self.columns), self.weights.padded_rows());
+        for (j, targets) in self.targets.iter().enumerate() {
+            self.weights.multiply(&scratch.codes[j * from..][..from], targets, &mut scratch.sums, rows);
         }
     }
 
-    /// sums [8, rows] by 30 products; the upper half of `sums` holds the corrections.
+    /// P in rows 0 to 7 of the sums, the corrections in rows 8 to 15.
     fn octonion_sums(&self, transformed: &Int8Matrices, scratch: &mut Scratch) {
         let (from, rows) = (stride(self.columns), self.weights.padded_rows());
         scratch.transformed.resize(8 * from, 0);
@@ -164,23 +174,32 @@ impl CayleyDicksonLinear {
             let x = &scratch.transformed[r * from..][..from];
             transformed.multiply(x, &[(r, r, Into::Store)], &mut scratch.sums, rows);
         }
-        scratch.sums[8 * rows..16 * rows].fill(0);
-        let table = signs(8);
-        for j in 0..8 {
-            let mut targets = [(0, 0, Into::Add); 8];
-            let mut count = 0;
-            for (i, row) in table[..8].iter().enumerate() {
-                // Row 0 has its one plus in the minority, the others their three minuses.
-                if (row[j] > 0) == (i == 0) {
-                    targets[count] = (i ^ j, 8 + i, Into::Add);
-                    count += 1;
-                }
-            }
-            self.weights.multiply(&scratch.codes[j * from..][..from], &targets[..count], &mut scratch.sums, rows);
-        }
-        // SAFETY: `sums` holds sixteen rows of `rows` numbers, a multiple of 8.
-        unsafe { combine(scratch.sums.as_mut_ptr(), rows) };
+        self.add_products(scratch);
     }
+}
+
+/// Products with untransformed weights, by component of the input: all of them, or the octonion's 22 corrections, whose sums
+/// stand behind the first eight rows. The first product of a row is stored, the others added to it.
+pub(crate) fn plan(dimension: usize, fast: bool) -> Vec<Vec<(usize, usize, Into)>> {
+    let table = signs(dimension);
+    let mut stored = [false; 16];
+    let mut add = |i: usize, plus: bool| match (std::mem::replace(&mut stored[i], true), plus) {
+        (false, _) => Into::Store,
+        (true, true) => Into::Add,
+        (true, false) => Into::Subtract,
+    };
+    (0..dimension)
+        .map(|j| {
+            (0..dimension)
+                .filter_map(|i| match fast {
+                    // Row 0 has its one plus in the minority, the others their three minuses.
+                    true => ((table[i][j] > 0) == (i == 0)).then(|| (i ^ j, 8 + i, add(i, true))),
+                    // Column 0 of every table is plus, so what is stored first needs no sign.
+                    false => Some((i ^ j, i, add(i, table[i][j] > 0))),
+                })
+                .collect()
+        })
+        .collect()
 }
 
 /// Butterflies of eight vectors.
@@ -212,40 +231,47 @@ unsafe fn transform8(x: *const i16, y: *mut i16, stride: usize) {
     }
 }
 
-/// From P (rows 0 to 7) and the corrections (rows 8 to 15) to the product, in rows 0 to 7.
+/// From P (rows 0 to 7) and the corrections (rows 8 to 15) to y = (f32(product) * r) * beta.
 ///
 /// # Safety
-/// `sums` holds sixteen rows of `rows` numbers, a multiple of 4.
-unsafe fn combine(sums: *mut i32, rows: usize) {
-    for at in (0..rows).step_by(4) {
+/// `sums` holds sixteen rows of `rows` numbers, a multiple of 4; y eight rows of `to` floats, beta `rows`.
+unsafe fn combine(sums: *const i32, rows: usize, r: v128, beta: *const f32, y: *mut f32, to: usize) {
+    let (mut sums, mut beta, mut y) = (sums, beta, y);
+    for _ in 0..rows / 4 {
         let mut v = [i32x4_splat(0); 8];
         // SAFETY: the caller's promise.
         unsafe {
-            unroll!(j in 8, { v[j] = v128_load(sums.add(j * rows + at).cast()); });
+            let (mut from, mut out) = (sums, y);
+            unroll!(j in 8, {
+                v[j] = v128_load(from.cast());
+                from = from.add(rows);
+            });
             butterflies8!(v, i32x4_add, i32x4_sub);
+            let factor = v128_load(beta.cast());
             unroll!(j in 8, {
                 let u = i32x4_shr(v[j], 3);
-                let minority = v128_load(sums.add((8 + j) * rows + at).cast());
+                if j > 0 {
+                    (from, out) = (from.add(rows), out.add(to));
+                }
+                let minority = v128_load(from.cast());
                 let twice = i32x4_add(minority, minority);
-                let y = if j == 0 { i32x4_sub(twice, u) } else { i32x4_sub(u, twice) };
-                v128_store(sums.add(j * rows + at).cast(), y);
+                let product = if j == 0 { i32x4_sub(twice, u) } else { i32x4_sub(u, twice) };
+                v128_store(out.cast(), f32x4_mul(f32x4_mul(f32x4_convert_i32x4(product), r), factor));
             });
+            (sums, beta, y) = (sums.add(4), beta.add(4), y.add(4));
         }
     }
 }
 
-/// (f32(sum) * r) * beta; what lies past the sums becomes zero.
-fn finish(sums: &[i32], r: f32, beta: &[f32], y: &mut [f32]) {
-    let (body, tail) = y.split_at_mut(sums.len());
-    let splat = f32x4_splat(r);
-    for ((sum, beta), y) in sums.chunks_exact(4).zip(beta.chunks_exact(4)).zip(body.chunks_exact_mut(4)) {
+/// (f32(sum) * r) * beta.
+fn finish(sums: &[i32], r: v128, beta: &[f32], y: &mut [f32]) {
+    for ((sum, beta), y) in sums.chunks_exact(4).zip(beta.chunks_exact(4)).zip(y.chunks_exact_mut(4)) {
         // SAFETY: each is four numbers.
         unsafe {
-            let value = f32x4_mul(f32x4_convert_i32x4(v128_load(sum.as_ptr().cast())), splat);
+            let value = f32x4_mul(f32x4_convert_i32x4(v128_load(sum.as_ptr().cast())), r);
             v128_store(y.as_mut_ptr().cast(), f32x4_mul(value, v128_load(beta.as_ptr().cast())));
         }
     }
-    tail.fill(0.0);
 }
 
 /// The definition: x codes [D, K], w int8 [D, N, K], sums [D, N].
@@ -265,7 +291,15 @@ pub fn product_scalar(x: &[i16], codes: &[i8], d: usize, rows: usize, columns: u
 }
 
 /// The layer one number at a time: x [D*K] and y [D*N] plain.
-pub fn linear_scalar(x: &[f32], codes: &[i8], d: usize, rows: usize, columns: usize, beta: &[f32], y: &mut [f32]) -> Result<()> {
+pub fn linear_scalar(
+    x: &[f32],
+    codes: &[i8],
+    d: usize,
+    rows: usize,
+    columns: usize,
+    beta: &[f32],
+    y: &mut [f32],
+) -> Result<()> {
     check_codes(codes)?;
     let mut a = try_vec(x.len(), 0i16)?;
     let r = crate::activations::quantize_scalar(x, &mut a)?;
@@ -284,9 +318,7 @@ mod tests {
 
     #[test]
     fn octonion_table_is_the_pinned_one() {
-        let rows = [
-            "+-------", "+++-+--+", "+-++++--", "++-++-+-", "+---++++", "++-+-+-+", "+++--++-", "+-++--++",
-        ];
+        let rows = ["+-------", "+++-+--+", "+-++++--", "++-++-+-", "+---++++", "++-+-+-+", "+++--++-", "+-++--++"];
         let table = signs(8);
         for (i, row) in rows.iter().enumerate() {
             for (j, sign) in row.bytes().enumerate() {

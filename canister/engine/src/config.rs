@@ -76,7 +76,7 @@ fn flag(json: &Json, key: &str, default: bool) -> Result<bool> {
 }
 
 fn multiple(key: &str, value: usize, of: usize) -> Result<()> {
-    require!(value % of == 0, Parameter, "config {key} is {value}: expected a multiple of {of}");
+    require!(value.is_multiple_of(of), Parameter, "config {key} is {value}: expected a multiple of {of}");
     Ok(())
 }
 
@@ -92,7 +92,10 @@ impl Config {
         let algebra = Algebra::by_name(name, size(json, "hadamard_size", 1, Some(32))?)?;
         if let Some(value) = json.get("activation_bits").filter(|value| **value != Json::Integer(8)) {
             require!(*value == Json::Null, Parameter, "config activation_bits is {value:?}: expected 8 or null");
-            return Err(error!(Strict, "activation_bits is null: strict arithmetic needs int8 activations; train with 8"));
+            return Err(error!(
+                Strict,
+                "activation_bits is null: strict arithmetic needs int8 activations; train with 8"
+            ));
         }
         require!(flag(json, "ternary", true)?, Strict, "ternary is false: strict arithmetic needs ternary weights");
         let (n, width) = (algebra.size(), size(json, "n_embd", 1, None)?);
@@ -118,7 +121,11 @@ impl Config {
             "config hash_scale is true without hash_embeddings"
         );
         let dense = algebra == Algebra::CayleyDickson(1);
-        require!(!(config.head_mixing && dense), Parameter, "config head_mixing is true for dense: real numbers mix no heads");
+        require!(
+            !(config.head_mixing && dense),
+            Parameter,
+            "config head_mixing is true for dense: real numbers mix no heads"
+        );
         multiple("n_embd", width, n)?;
         multiple("n_embd", width, 2 * config.heads)?;
         multiple("ffn_hidden", hidden, n)?;

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use crate::bitmask;
-use crate::embedding::{Bytes, RowTable};
+
 use crate::error::{Result, checked_product, error, require, try_vec};
 use crate::json::Json;
+use crate::rows::{Bytes, RowTable};
 use crate::ternary;
 
 /// Version of the format that is read.
@@ -113,7 +114,13 @@ impl Container {
         Ok(entry)
     }
 
-    fn numbers<const N: usize, T>(&self, name: &str, shape: &[usize], dtype: &str, read: fn([u8; N]) -> T) -> Result<Vec<T>> {
+    fn numbers<const N: usize, T>(
+        &self,
+        name: &str,
+        shape: &[usize],
+        dtype: &str,
+        read: fn([u8; N]) -> T,
+    ) -> Result<Vec<T>> {
         let entry = self.shaped(name, shape)?;
         let raw = entry.packing == "raw" && entry.dtype == dtype;
         require!(raw, DType, "weight {name:?} is {} ({}): expected {dtype}", entry.dtype, entry.packing);
@@ -159,7 +166,12 @@ impl Container {
             }
             ("bitmask", "U8") => {
                 let mask = codes.len().div_ceil(8);
-                require!(stored.len() >= mask, Format, "{name:?} has {} bytes: expected a mask of {mask}", stored.len());
+                require!(
+                    stored.len() >= mask,
+                    Format,
+                    "{name:?} has {} bytes: expected a mask of {mask}",
+                    stored.len()
+                );
                 let (mask, signs) = stored.split_at(mask);
                 bitmask::decode(mask, signs, &mut codes)?;
             }
@@ -242,12 +254,19 @@ fn entry(name: &str, member: &Json, data: usize, end: usize) -> Result<Entry> {
     let stored = member.get("shape").and_then(Json::sizes).ok_or_else(wrong)?;
     let offsets = member.get("data_offsets").and_then(Json::sizes).ok_or_else(wrong)?;
     let &[from, to] = offsets.as_slice() else { return Err(wrong()) };
-    let width = width(dtype).ok_or_else(|| error!(Format, "tensor {name:?} has dtype {dtype:?}: not of this format"))?;
+    let width =
+        width(dtype).ok_or_else(|| error!(Format, "tensor {name:?} has dtype {dtype:?}: not of this format"))?;
     let inside = from <= to && to <= end - data;
     require!(inside, Format, "tensor {name:?} is at {from} .. {to} of {} bytes", end - data);
     let elements = checked_product(&stored).unwrap_or(usize::MAX);
     require!(elements <= MAX_ELEMENTS, Format, "tensor {name:?} has shape {stored:?}: too large");
-    require!(elements * width == to - from, Format, "tensor {name:?} has {} bytes: expected {}", to - from, elements * width);
+    require!(
+        elements * width == to - from,
+        Format,
+        "tensor {name:?} has {} bytes: expected {}",
+        to - from,
+        elements * width
+    );
     Ok(Entry {
         name: name.to_owned(),
         dtype: dtype.to_owned(),
@@ -283,7 +302,11 @@ fn record(header: &Json) -> Result<Json> {
     if let Some((unknown, _)) = members.iter().find(|(key, _)| !keys.contains(&key.as_str())) {
         return Err(error!(Format, "the record has key {unknown:?}: expected {keys:?}"));
     }
-    require!(record.get("format").and_then(Json::text) == Some("walsh"), Format, "the record is not of format \"walsh\"");
+    require!(
+        record.get("format").and_then(Json::text) == Some("walsh"),
+        Format,
+        "the record is not of format \"walsh\""
+    );
     let version = record.get("version");
     require!(version == Some(&Json::Integer(VERSION)), Format, "version {version:?}: expected {VERSION}");
     Ok(record)
@@ -307,9 +330,18 @@ fn describe(entries: &mut [Entry], record: &Json, buffer: &[u8], verify: bool) -
         if entry.packing == "raw" {
             require!(entry.shape == entry.stored, Format, "tensor {name:?}: stored and described shapes differ");
         } else {
-            require!(entry.dtype == "U8" && entry.stored.len() == 1, Format, "packed tensor {name:?} must be U8, one axis");
+            require!(
+                entry.dtype == "U8" && entry.stored.len() == 1,
+                Format,
+                "packed tensor {name:?} must be U8, one axis"
+            );
             // No packing spends less than a thousandth of a byte on an element: a short lie cannot claim a long tensor.
-            require!(elements / 5 / 1040 <= entry.length, Format, "tensor {name:?}: {elements} elements in {} bytes", entry.length);
+            require!(
+                elements / 5 / 1040 <= entry.length,
+                Format,
+                "tensor {name:?}: {elements} elements in {} bytes",
+                entry.length
+            );
         }
         if verify {
             let found = Sha256::digest(&buffer[entry.start..entry.start + entry.length]);
@@ -344,7 +376,8 @@ pub(crate) mod tests {
         for (name, dtype, shape, bytes) in tensors {
             let digest: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
             let (start, end) = (data.len(), data.len() + bytes.len());
-            header += &format!(",\"{name}\":{{\"dtype\":\"{dtype}\",\"shape\":{shape:?},\"data_offsets\":[{start},{end}]}}");
+            header +=
+                &format!(",\"{name}\":{{\"dtype\":\"{dtype}\",\"shape\":{shape:?},\"data_offsets\":[{start},{end}]}}");
             if !described.is_empty() {
                 described.push(',');
             }
@@ -360,8 +393,14 @@ pub(crate) mod tests {
     }
 
     fn example() -> Vec<u8> {
-        file("{}", "null", &[("a", "F32", vec![2], [1.0f32, 2.0].iter().flat_map(|v| v.to_le_bytes()).collect()),
-            ("b", "I8", vec![2, 2], vec![1, 0, 255, 0])])
+        file(
+            "{}",
+            "null",
+            &[
+                ("a", "F32", vec![2], [1.0f32, 2.0].iter().flat_map(|v| v.to_le_bytes()).collect()),
+                ("b", "I8", vec![2, 2], vec![1, 0, 255, 0]),
+            ],
+        )
     }
 
     #[test]

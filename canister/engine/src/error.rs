@@ -54,11 +54,12 @@ macro_rules! error {
     };
 }
 
-/// Return an `Error` of a kind unless a condition holds.
+/// Return an `Error` of a kind unless a condition holds; a comparison with NaN does not hold.
 macro_rules! require {
     ($condition:expr, $kind:ident, $($text:tt)*) => {
-        if !$condition {
-            return Err($crate::error::error!($kind, $($text)*));
+        match $condition {
+            true => {}
+            false => return Err($crate::error::error!($kind, $($text)*)),
         }
     };
 }

@@ -8,12 +8,13 @@
 //!
 //! Both transforms run in registers for n = 32, four columns at a time; the second runs on integers and is exact.
 
-use crate::activations::quantize;
+use crate::activations::{absmax_bits, round_codes, scales};
 use crate::arithmetic::reciprocal_root;
 use crate::blocks::stride;
 use crate::error::{Result, require, try_vec};
+use crate::int8::Int8Matrices;
 use crate::simd::*;
-use crate::ternary::{Into, TernaryMatrices, check_codes, multiply_scalar};
+use crate::ternary::{TernaryMatrices, check_codes, multiply_scalar};
 
 /// Refuse a transform size that is no power of two.
 pub fn check_size(n: usize) -> Result<()> {
@@ -34,28 +35,26 @@ macro_rules! butterflies32 {
     };
 }
 
-/// v = butterflies(alpha * x) * c across n blocks of `stride` floats, a multiple of 4; alpha is optional.
-pub fn transform_blocks(x: &[f32], alpha: Option<&[f32]>, n: usize, stride: usize, v: &mut [f32]) {
+/// Where column `at` of block g stands in a table of factors: for n = 32 columns come in tiles of four, so that the
+/// kernel reads all blocks of a tile at constant distances.
+fn factor_index(n: usize, stride: usize, g: usize, at: usize) -> usize {
+    if n == 32 { (at / 4 * 32 + g) * 4 + at % 4 } else { g * stride + at }
+}
+
+/// v = butterflies(alpha * x) * c across n blocks of `stride` floats, a multiple of 4; returns the bits of the largest
+/// magnitude. alpha is optional, its order that of `factor_index`.
+pub fn transform_blocks(x: &[f32], alpha: Option<&[f32]>, n: usize, stride: usize, v: &mut [f32]) -> u32 {
     assert!(x.len() >= n * stride && v.len() >= n * stride && alpha.is_none_or(|a| a.len() >= n * stride));
-    let c = f32x4_splat(reciprocal_root(n));
-    if n == 32 {
-        for at in (0..stride).step_by(4) {
-            let mut b = [i32x4_splat(0); 32];
-            // SAFETY: j * stride + at + 4 <= n * stride, which all three have.
-            unsafe {
-                let (x, v) = (x.as_ptr().add(at), v.as_mut_ptr().add(at));
-                unroll!(j in 32, { b[j] = v128_load(x.add(j * stride).cast()); });
-                if let Some(alpha) = alpha {
-                    let alpha = alpha.as_ptr().add(at);
-                    unroll!(j in 32, { b[j] = f32x4_mul(b[j], v128_load(alpha.add(j * stride).cast())); });
-                }
-                butterflies32!(b, f32x4_add, f32x4_sub);
-                unroll!(j in 32, { v128_store(v.add(j * stride).cast(), f32x4_mul(b[j], c)); });
-            }
-        }
-        return;
-    }
     let v = &mut v[..n * stride];
+    if n == 32 {
+        // SAFETY: all three hold 32 blocks of `stride` floats.
+        return unsafe {
+            match alpha {
+                Some(alpha) => transform32::<true>(x.as_ptr(), alpha.as_ptr(), stride, v.as_mut_ptr()),
+                None => transform32::<false>(x.as_ptr(), x.as_ptr(), stride, v.as_mut_ptr()),
+            }
+        };
+    }
     match alpha {
         Some(alpha) => v.iter_mut().zip(x).zip(alpha).for_each(|((v, x), a)| *v = a * x),
         None => v.copy_from_slice(&x[..n * stride]),
@@ -64,25 +63,135 @@ pub fn transform_blocks(x: &[f32], alpha: Option<&[f32]>, n: usize, stride: usiz
     if n > 1 {
         v.iter_mut().for_each(|v| *v *= reciprocal_root(n));
     }
+    absmax_bits(v)
+}
+
+/// `transform_blocks` for n = 32, four columns at a time.
+///
+/// # Safety
+/// x and v hold 32 blocks of `stride` floats, a multiple of 4; alpha as many factors in tiles, if `SCALED`.
+unsafe fn transform32<const SCALED: bool>(x: *const f32, alpha: *const f32, stride: usize, v: *mut f32) -> u32 {
+    let (c, magnitude) = (f32x4_splat(reciprocal_root(32)), i32x4_splat(0x7fff_ffff));
+    let mut most = i32x4_splat(0);
+    let (mut x, mut alpha, mut v) = (x, alpha, v);
+    for _ in 0..stride / 4 {
+        let mut b = [i32x4_splat(0); 32];
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (mut from, mut to) = (x, v);
+            unroll!(j in 32, {
+                if j > 0 {
+                    from = from.add(stride);
+                }
+                b[j] = v128_load(from.cast());
+                if SCALED {
+                    b[j] = f32x4_mul(b[j], v128_load(alpha.add(4 * j).cast()));
+                }
+            });
+            butterflies32!(b, f32x4_add, f32x4_sub);
+            unroll!(j in 32, {
+                let value = f32x4_mul(b[j], c);
+                most = i32x4_max(most, v128_and(value, magnitude));
+                if j > 0 {
+                    to = to.add(stride);
+                }
+                v128_store(to.cast(), value);
+            });
+            (x, alpha, v) = (x.add(4), alpha.wrapping_add(128), v.add(4));
+        }
+    }
+    f32x4_lanes(most).map(f32::to_bits).into_iter().max().unwrap_or(0)
 }
 
 /// Butterflies across n blocks of `stride` integers, in place and exact.
 pub fn transform_integers(z: &mut [i32], n: usize, stride: usize) {
-    assert!(z.len() >= n * stride && stride % 4 == 0);
+    assert!(z.len() >= n * stride);
+    for_each_pair(&mut z[..n * stride], n, stride, |a, b| (a.wrapping_add(b), a.wrapping_sub(b)));
+}
+
+/// What becomes of the sums after the second transform: ((f32(sum) * r) * c) * factor [* more].
+struct Worth<'a> {
+    r: f32,
+    /// [n, stride(N)] in the order of `factor_index`.
+    factor: &'a [f32],
+    /// A second factor in the same order.
+    more: Option<&'a [f32]>,
+}
+
+/// Second transform of z [n, rows] and its worth into y [n, to]; what lies past the rows becomes zero.
+fn finish(z: &mut [i32], n: usize, rows: usize, worth: &Worth<'_>, y: &mut [f32], to: usize) {
+    assert!(
+        z.len() >= n * rows
+            && y.len() >= n * to
+            && worth.factor.len() >= n * to
+            && rows <= to
+            && rows.is_multiple_of(4)
+    );
+    assert!(worth.more.is_none_or(|more| more.len() >= n * to));
+    let c = reciprocal_root(n);
     if n == 32 {
-        for at in (0..stride).step_by(4) {
-            let mut b = [i32x4_splat(0); 32];
-            // SAFETY: j * stride + at + 4 <= n * stride.
-            unsafe {
-                let z = z.as_mut_ptr().add(at);
-                unroll!(j in 32, { b[j] = v128_load(z.add(j * stride).cast()); });
-                butterflies32!(b, i32x4_add, i32x4_sub);
-                unroll!(j in 32, { v128_store(z.add(j * stride).cast(), b[j]); });
+        // SAFETY: the assertions.
+        unsafe {
+            match worth.more {
+                Some(more) => finish32::<true>(z.as_ptr(), rows, worth, more.as_ptr(), y.as_mut_ptr(), to),
+                None => finish32::<false>(z.as_ptr(), rows, worth, worth.factor.as_ptr(), y.as_mut_ptr(), to),
             }
         }
-        return;
+    } else {
+        transform_integers(z, n, rows);
+        for g in 0..n {
+            for at in 0..rows {
+                let index = factor_index(n, to, g, at);
+                let value = ((z[g * rows + at] as f32 * worth.r) * c) * worth.factor[index];
+                y[g * to + at] = worth.more.map_or(value, |more| value * more[index]);
+            }
+        }
     }
-    for_each_pair(&mut z[..n * stride], n, stride, |a, b| (a.wrapping_add(b), a.wrapping_sub(b)));
+    if rows < to {
+        y.chunks_exact_mut(to).take(n).for_each(|y| y[rows..].fill(0.0));
+    }
+}
+
+/// `finish` for n = 32.
+///
+/// # Safety
+/// z has 32 rows of `rows` sums (a multiple of 4), y 32 of `to` floats; the factors are in tiles.
+unsafe fn finish32<const MORE: bool>(
+    z: *const i32,
+    rows: usize,
+    worth: &Worth<'_>,
+    more: *const f32,
+    y: *mut f32,
+    to: usize,
+) {
+    let (r, c) = (f32x4_splat(worth.r), f32x4_splat(reciprocal_root(32)));
+    let (mut z, mut y, mut factor, mut more) = (z, y, worth.factor.as_ptr(), more);
+    for _ in 0..rows / 4 {
+        let mut b = [i32x4_splat(0); 32];
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (mut from, mut out) = (z, y);
+            unroll!(j in 32, {
+                if j > 0 {
+                    from = from.add(rows);
+                }
+                b[j] = v128_load(from.cast());
+            });
+            butterflies32!(b, i32x4_add, i32x4_sub);
+            unroll!(j in 32, {
+                let value = f32x4_mul(f32x4_mul(f32x4_convert_i32x4(b[j]), r), c);
+                let mut value = f32x4_mul(value, v128_load(factor.add(4 * j).cast()));
+                if MORE {
+                    value = f32x4_mul(value, v128_load(more.add(4 * j).cast()));
+                }
+                if j > 0 {
+                    out = out.add(to);
+                }
+                v128_store(out.cast(), value);
+            });
+            (z, y, factor, more) = (z.add(4), y.add(4), factor.add(128), more.wrapping_add(128));
+        }
+    }
 }
 
 /// Butterflies across n blocks, stage by stage in memory.
@@ -104,9 +213,9 @@ pub struct HadamardLinear {
     n: usize,
     columns: usize,
     weights: TernaryMatrices,
-    /// [n, stride(K)], zeros in the padding.
+    /// [n, stride(K)] in the order of `factor_index`, zeros in the padding.
     alpha: Vec<f32>,
-    /// [n, stride(N)], zeros in the padding.
+    /// [n, stride(N)], likewise.
     beta: Vec<f32>,
 }
 
@@ -118,11 +227,16 @@ pub struct Scratch {
     sums: Vec<i32>,
 }
 
-fn pad(values: &[f32], n: usize, columns: usize) -> Result<Vec<f32>> {
+/// Factors [n, K] padded with zeros and in the order of `factor_index`.
+fn arrange(values: &[f32], n: usize, columns: usize) -> Result<Vec<f32>> {
     require!(values.len() == n * columns, Shape, "{} factors: expected {n} x {columns}", values.len());
-    let mut padded = try_vec(n * stride(columns), 0.0)?;
-    crate::blocks::spread(values, columns, &mut padded);
-    Ok(padded)
+    let mut arranged = try_vec(n * stride(columns), 0.0)?;
+    for g in 0..n {
+        for at in 0..columns {
+            arranged[factor_index(n, stride(columns), g, at)] = values[g * columns + at];
+        }
+    }
+    Ok(arranged)
 }
 
 impl HadamardLinear {
@@ -138,7 +252,7 @@ impl HadamardLinear {
     ) -> Result<Self> {
         check_size(n)?;
         let weights = TernaryMatrices::new(codes, n, rows, columns, packed)?;
-        Ok(Self { n, columns, weights, alpha: pad(alpha, n, columns)?, beta: pad(beta, n, rows)? })
+        Ok(Self { n, columns, weights, alpha: arrange(alpha, n, columns)?, beta: arrange(beta, n, rows)? })
     }
 
     /// Bytes that the layer takes in memory.
@@ -154,34 +268,50 @@ impl HadamardLinear {
         scratch.v.resize(n * from, 0.0);
         scratch.codes.resize(n * from, 0);
         scratch.sums.resize(n * rows, 0);
-        transform_blocks(x, Some(&self.alpha), n, from, &mut scratch.v);
-        let r = quantize(&scratch.v, &mut scratch.codes)?;
-        for g in 0..n {
-            let a = &scratch.codes[g * from..][..from];
-            self.weights.multiply(a, &[(g, g, Into::Store)], &mut scratch.sums, rows);
-        }
-        transform_integers(&mut scratch.sums, n, rows);
-        let c = reciprocal_root(n);
-        for g in 0..n {
-            let (sums, beta) = (&scratch.sums[g * rows..][..rows], &self.beta[g * to..][..to]);
-            finish(sums, r, c, beta, &mut y[g * to..][..to]);
-        }
+        let most = transform_blocks(x, Some(&self.alpha), n, from, &mut scratch.v);
+        let (s, r) = scales(most)?;
+        round_codes(&scratch.v, s, &mut scratch.codes);
+        self.weights.multiply_each(n, &scratch.codes, from, &mut scratch.sums, rows);
+        finish(&mut scratch.sums, n, rows, &Worth { r, factor: &self.beta, more: None }, y, to);
         Ok(())
     }
 }
 
-/// ((f32(sum) * r) * c) * beta; what lies past the sums becomes zero.
-fn finish(sums: &[i32], r: f32, c: f32, beta: &[f32], y: &mut [f32]) {
-    let (body, tail) = y.split_at_mut(sums.len());
-    let (r, c) = (f32x4_splat(r), f32x4_splat(c));
-    for ((sum, beta), y) in sums.chunks_exact(4).zip(beta.chunks_exact(4)).zip(body.chunks_exact_mut(4)) {
-        // SAFETY: each is four numbers.
-        unsafe {
-            let value = f32x4_mul(f32x4_mul(f32x4_convert_i32x4(v128_load(sum.as_ptr().cast())), r), c);
-            v128_store(y.as_mut_ptr().cast(), f32x4_mul(value, v128_load(beta.as_ptr().cast())));
-        }
+/// A head mixer's Hadamard form, which is the same layer with int8 weights and no alpha.
+pub struct HadamardMixer {
+    n: usize,
+    d: usize,
+    weights: Int8Matrices,
+    scale: Vec<f32>,
+    beta: Vec<f32>,
+}
+
+impl HadamardMixer {
+    /// Lay out transposed codes [n, d (output), d], scale [d] and beta [d].
+    pub fn new(codes: &[i8], n: usize, d: usize, scale: &[f32], beta: &[f32]) -> Result<Self> {
+        check_size(n)?;
+        let all = |values: &[f32]| arrange(&values.repeat(n), n, d);
+        Ok(Self { n, d, weights: Int8Matrices::new(codes, n, d, d)?, scale: all(scale)?, beta: all(beta)? })
     }
-    tail.fill(0.0);
+
+    /// Bytes that the mixer takes in memory.
+    pub fn bytes(&self) -> usize {
+        self.weights.bytes() + 4 * (self.scale.len() + self.beta.len())
+    }
+
+    /// x and y: padded blocks [n, stride(d)].
+    pub fn apply(&self, x: &[f32], y: &mut [f32], scratch: &mut Scratch) -> Result<()> {
+        let (n, width, rows) = (self.n, stride(self.d), self.weights.padded_rows());
+        require!(x.len() == n * width && y.len() == x.len(), Shape, "{} features for {n} blocks of {width}", x.len());
+        scratch.v.resize(n * width, 0.0);
+        scratch.codes.resize(n * width, 0);
+        scratch.sums.resize(n * rows, 0);
+        let (s, r) = scales(transform_blocks(x, None, n, width, &mut scratch.v))?;
+        round_codes(&scratch.v, s, &mut scratch.codes);
+        self.weights.multiply_each(n, &scratch.codes, width, &mut scratch.sums, rows);
+        finish(&mut scratch.sums, n, rows, &Worth { r, factor: &self.scale, more: Some(&self.beta) }, y, width);
+        Ok(())
+    }
 }
 
 /// The transform of one row x [n], one number at a time.

@@ -9,10 +9,10 @@
 
 use crate::activations::quantize;
 use crate::arithmetic::reciprocal_root;
-use crate::blocks::{spread, stride};
-use crate::cayley_dickson::signs;
+use crate::blocks::{gather, spread, stride};
+use crate::cayley_dickson::{plan, signs};
 use crate::error::{Result, require, try_vec};
-use crate::hadamard::{check_size, transform_blocks, transform_integers};
+use crate::hadamard::{self, HadamardMixer, check_size};
 use crate::int8::Int8Matrices;
 use crate::ternary::Into;
 
@@ -59,18 +59,22 @@ impl Algebra {
 pub struct HeadMixer {
     algebra: Algebra,
     d: usize,
-    weights: Int8Matrices,
-    scale: Vec<f32>,
-    beta: Vec<f32>,
+    kind: Kind,
+}
+
+enum Kind {
+    CayleyDickson { weights: Int8Matrices, scale: Vec<f32>, beta: Vec<f32>, plan: Vec<Vec<(usize, usize, Into)>> },
+    Hadamard(HadamardMixer),
 }
 
 /// Scratch of a mixer.
 #[derive(Default)]
 pub struct Scratch {
-    blocks: Vec<f32>,
-    v: Vec<f32>,
+    x: Vec<f32>,
+    y: Vec<f32>,
     codes: Vec<i16>,
     sums: Vec<i32>,
+    hadamard: hadamard::Scratch,
 }
 
 fn check(codes: usize, n: usize, d: usize, scale: usize, beta: usize) -> Result<()> {
@@ -92,70 +96,69 @@ impl HeadMixer {
                 }
             }
         }
-        let weights = Int8Matrices::new(&transposed, n, d, d)?;
-        Ok(Self { algebra, d, weights, scale: scale.to_vec(), beta: beta.to_vec() })
+        let kind = match algebra {
+            Algebra::Hadamard(_) => Kind::Hadamard(HadamardMixer::new(&transposed, n, d, scale, beta)?),
+            Algebra::CayleyDickson(_) => Kind::CayleyDickson {
+                weights: Int8Matrices::new(&transposed, n, d, d)?,
+                scale: scale.to_vec(),
+                beta: beta.to_vec(),
+                plan: plan(n, false),
+            },
+        };
+        Ok(Self { algebra, d, kind })
     }
 
     /// Bytes that the mixer takes in memory.
     pub fn bytes(&self) -> usize {
-        self.weights.bytes() + 4 * (self.scale.len() + self.beta.len())
+        match &self.kind {
+            Kind::Hadamard(mixer) => mixer.bytes(),
+            Kind::CayleyDickson { weights, scale, beta, .. } => weights.bytes() + 4 * (scale.len() + beta.len()),
+        }
     }
 
     /// x and y: [H, d], H a multiple of n.
     pub fn apply(&self, x: &[f32], y: &mut [f32], scratch: &mut Scratch) -> Result<()> {
         let (n, d) = (self.algebra.size(), self.d);
-        require!(x.len() == y.len() && x.len() % (n * d) == 0, Shape, "{} features: expected groups of {n} x {d}", x.len());
+        require!(
+            x.len() == y.len() && x.len().is_multiple_of(n * d),
+            Shape,
+            "{} features: expected groups of {n} x {d}",
+            x.len()
+        );
         for (x, y) in x.chunks_exact(n * d).zip(y.chunks_exact_mut(n * d)) {
-            self.mix_group(x, y, scratch)?;
+            match &self.kind {
+                Kind::Hadamard(mixer) if d == stride(d) => mixer.apply(x, y, &mut scratch.hadamard)?,
+                Kind::Hadamard(mixer) => {
+                    scratch.x.resize(n * stride(d), 0.0);
+                    scratch.y.resize(n * stride(d), 0.0);
+                    spread(x, d, &mut scratch.x);
+                    mixer.apply(&scratch.x, &mut scratch.y, &mut scratch.hadamard)?;
+                    gather(&scratch.y, d, y);
+                }
+                Kind::CayleyDickson { .. } => self.mix_group(x, y, scratch)?,
+            }
         }
         Ok(())
     }
 
+    /// One group by all n^2 products.
     fn mix_group(&self, x: &[f32], y: &mut [f32], scratch: &mut Scratch) -> Result<()> {
-        let (n, d, from, rows) = (self.algebra.size(), self.d, stride(self.d), self.weights.padded_rows());
-        scratch.blocks.resize(n * from, 0.0);
+        let Kind::CayleyDickson { weights, scale, beta, plan } = &self.kind else { return Ok(()) };
+        let (n, d, from, rows) = (self.algebra.size(), self.d, stride(self.d), weights.padded_rows());
+        scratch.x.resize(n * from, 0.0);
         scratch.codes.resize(n * from, 0);
         scratch.sums.resize(n * rows, 0);
-        spread(x, d, &mut scratch.blocks);
-        let worth = match self.algebra {
-            Algebra::Hadamard(_) => {
-                scratch.v.resize(n * from, 0.0);
-                transform_blocks(&scratch.blocks, None, n, from, &mut scratch.v);
-                let r = quantize(&scratch.v, &mut scratch.codes)?;
-                for g in 0..n {
-                    let a = &scratch.codes[g * from..][..from];
-                    self.weights.multiply(a, &[(g, g, Into::Store)], &mut scratch.sums, rows);
-                }
-                transform_integers(&mut scratch.sums, n, rows);
-                (r, Some(reciprocal_root(n)))
-            }
-            Algebra::CayleyDickson(_) => {
-                let r = quantize(&scratch.blocks, &mut scratch.codes)?;
-                let table = signs(n);
-                let mut targets = [(0, 0, Into::Add); 16];
-                scratch.sums.fill(0);
-                for j in 0..n {
-                    for (i, target) in targets[..n].iter_mut().enumerate() {
-                        *target = (i ^ j, i, if table[i][j] > 0 { Into::Add } else { Into::Subtract });
-                    }
-                    let a = &scratch.codes[j * from..][..from];
-                    self.weights.multiply(a, &targets[..n], &mut scratch.sums, rows);
-                }
-                (r, None)
-            }
-        };
-        self.finish(&scratch.sums, rows, worth, y);
-        Ok(())
-    }
-
-    /// ((f32(sum) * r) [* c]) * scale) * beta.
-    fn finish(&self, sums: &[i32], rows: usize, (r, c): (f32, Option<f32>), y: &mut [f32]) {
-        for (sums, y) in sums.chunks_exact(rows).zip(y.chunks_exact_mut(self.d)) {
-            for (y, (sum, (scale, beta))) in y.iter_mut().zip(sums.iter().zip(self.scale.iter().zip(&self.beta))) {
-                let value = *sum as f32 * r;
-                *y = (c.map_or(value, |c| value * c) * scale) * beta;
+        spread(x, d, &mut scratch.x);
+        let r = quantize(&scratch.x, &mut scratch.codes)?;
+        for (a, targets) in scratch.codes.chunks_exact(from).zip(plan) {
+            weights.multiply(a, targets, &mut scratch.sums, rows);
+        }
+        for (sums, y) in scratch.sums.chunks_exact(rows).zip(y.chunks_exact_mut(d)) {
+            for (y, (sum, (scale, beta))) in y.iter_mut().zip(sums.iter().zip(scale.iter().zip(beta))) {
+                *y = ((*sum as f32 * r) * scale) * beta;
             }
         }
+        Ok(())
     }
 }
 
@@ -171,7 +174,7 @@ pub fn mix_scalar(
 ) -> Result<()> {
     let n = algebra.size();
     check(codes.len(), n, d, scale.len(), beta.len())?;
-    require!(x.len() % (n * d) == 0, Shape, "{} features: expected groups of {n} x {d}", x.len());
+    require!(x.len().is_multiple_of(n * d), Shape, "{} features: expected groups of {n} x {d}", x.len());
     let c = reciprocal_root(n);
     let table = signs(16);
     for (x, y) in x.chunks_exact(n * d).zip(y.chunks_exact_mut(n * d)) {
@@ -196,7 +199,7 @@ pub fn mix_scalar(
                         (0..n).map(|j| i32::from(table[i][j]) * product(j, i ^ j)).sum::<i32>() as f32 * r
                     }
                     Algebra::Hadamard(_) => {
-                        let sign = |h: usize| if (i & h).count_ones() % 2 == 0 { 1 } else { -1 };
+                        let sign = |h: usize| if (i & h).count_ones().is_multiple_of(2) { 1 } else { -1 };
                         ((0..n).map(|h| sign(h) * product(h, h)).sum::<i32>() as f32 * r) * c
                     }
                 };

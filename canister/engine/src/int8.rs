@@ -25,7 +25,12 @@ pub struct Int8Matrices {
 impl Int8Matrices {
     /// Lay out `codes` [count, N, K].
     pub fn new(codes: &[i8], count: usize, rows: usize, columns: usize) -> Result<Self> {
-        require!(codes.len() == count * rows * columns, Shape, "{} codes for {count} x {rows} x {columns}", codes.len());
+        require!(
+            codes.len() == count * rows * columns,
+            Shape,
+            "{} codes for {count} x {rows} x {columns}",
+            codes.len()
+        );
         let (groups, pairs) = (2 * rows.div_ceil(8), round_up(columns, 16) / 2);
         let mut data = try_vec(count * groups * pairs * 8, 0i8)?;
         for m in 0..count {
@@ -85,6 +90,31 @@ impl Int8Matrices {
                 }
             }
             at += length;
+        }
+    }
+}
+
+impl Int8Matrices {
+    /// out_g = W_g x_g for every matrix g: x [count, x_stride], out [count, out_stride].
+    pub fn multiply_each(&self, count: usize, x: &[i16], x_stride: usize, out: &mut [i32], out_stride: usize) {
+        let matrix_length = self.groups * self.pairs * 8;
+        if self.pairs != 8 {
+            for g in 0..count {
+                self.multiply(&x[g * x_stride..], &[(g, g, Into::Store)], out, out_stride);
+            }
+            return;
+        }
+        assert!(x_stride >= 2 * self.pairs && x.len() >= count * x_stride && self.data.len() >= count * matrix_length);
+        assert!(out_stride >= self.padded_rows() && out.len() >= count * out_stride);
+        let (mut w, mut x, mut out) = (self.data.as_ptr(), x.as_ptr(), out.as_mut_ptr());
+        for _ in 0..count {
+            // SAFETY: the assertions.
+            unsafe {
+                groups::<8, 0>(w, 64, x, out, self.groups);
+                w = w.add(matrix_length);
+                x = x.add(x_stride);
+                out = out.add(out_stride);
+            }
         }
     }
 }

@@ -8,6 +8,7 @@
 use crate::activations::quantize;
 use crate::arithmetic::round_up;
 use crate::error::{Result, checked_product, require, try_vec};
+use crate::simd::*;
 
 /// Cache of one layer for one sequence.
 #[derive(Clone)]
@@ -32,7 +33,11 @@ impl KvCache {
     /// An empty cache for `capacity` tokens of H heads of d features.
     pub fn new(capacity: usize, heads: usize, head_dim: usize) -> Result<Self> {
         require!(heads > 0 && head_dim > 0, Parameter, "{heads} heads of {head_dim}: expected at least 1 of each");
-        require!(capacity < 1 << 30 && head_dim < 1 << 20, Capacity, "capacity {capacity}, head dim {head_dim}: too large");
+        require!(
+            capacity < 1 << 30 && head_dim < 1 << 20,
+            Capacity,
+            "capacity {capacity}, head dim {head_dim}: too large"
+        );
         let (width, slots) = (round_up(head_dim, 8), round_up(capacity.max(1), 32));
         let size = checked_product(&[heads, slots, width])?;
         Ok(Self {
@@ -71,23 +76,19 @@ impl KvCache {
             self.capacity
         );
         let (d, width) = (self.head_dim, self.width);
-        require!(k.len() == self.heads * d && v.len() == k.len(), Shape, "{} features: expected {} x {d}", k.len(), self.heads);
+        require!(
+            k.len() == self.heads * d && v.len() == k.len(),
+            Shape,
+            "{} features: expected {} x {d}",
+            k.len(),
+            self.heads
+        );
         for h in 0..self.heads {
-            let r = quantize(&k[h * d..][..d], &mut self.codes[..d])?;
-            self.key_worth[h * self.slots + t] = r;
-            let base = h * self.slots * width + t / 4 * 4 * width + 2 * (t % 4);
-            for (pair, place) in self.codes.chunks_exact(2).zip(self.keys[base..].chunks_mut(8)) {
-                place[0] = pair[0] as i8;
-                place[1] = pair[1] as i8;
-            }
-            let r = quantize(&v[h * d..][..d], &mut self.codes[..d])?;
-            self.value_worth[h * self.slots + t] = r;
-            let base = h * self.slots * width + t / 32 * 32 * width + 4 * (t % 32);
-            for (four, place) in self.codes.chunks_exact(4).zip(self.values[base..].chunks_mut(128)) {
-                for (code, place) in four.iter().zip(place) {
-                    *place = *code as i8;
-                }
-            }
+            let start = h * self.slots * width;
+            self.key_worth[h * self.slots + t] = quantize(&k[h * d..][..d], &mut self.codes[..d])?;
+            store_keys(&self.codes, &mut self.keys[start + t / 4 * 4 * width + 2 * (t % 4)..]);
+            self.value_worth[h * self.slots + t] = quantize(&v[h * d..][..d], &mut self.codes[..d])?;
+            store_values(&self.codes, &mut self.values[start + t / 32 * 32 * width + 4 * (t % 32)..]);
         }
         self.length = t + 1;
         Ok(())
@@ -98,5 +99,44 @@ impl KvCache {
         require!(length <= self.length, Range, "length {length}: expected 0 .. {}", self.length);
         self.length = length;
         Ok(())
+    }
+}
+
+/// Eight i16 codes as int8, twice.
+///
+/// # Safety
+/// `codes` points to eight codes.
+#[inline(always)]
+unsafe fn narrow8(codes: *const i16) -> v128 {
+    // SAFETY: the caller's promise.
+    let wide = unsafe { v128_load(codes.cast()) };
+    i8x16_narrow_i16x8(wide, wide)
+}
+
+/// Pairs of codes, 8 bytes apart.
+fn store_keys(codes: &[i16], place: &mut [i8]) {
+    assert!(codes.len().is_multiple_of(8) && place.len() + 6 >= 4 * codes.len());
+    for (i, eight) in codes.chunks_exact(8).enumerate() {
+        // SAFETY: pair p of all ends at 8 p + 2, and the last at 4 codes.len() - 6.
+        unsafe {
+            let (v, to) = (narrow8(eight.as_ptr()), place.as_mut_ptr().add(32 * i));
+            v128_store16_lane::<0>(v, to.cast());
+            v128_store16_lane::<1>(v, to.add(8).cast());
+            v128_store16_lane::<2>(v, to.add(16).cast());
+            v128_store16_lane::<3>(v, to.add(24).cast());
+        }
+    }
+}
+
+/// Fours of codes, 128 bytes apart.
+fn store_values(codes: &[i16], place: &mut [i8]) {
+    assert!(codes.len().is_multiple_of(8) && place.len() + 124 >= 32 * codes.len());
+    for (i, eight) in codes.chunks_exact(8).enumerate() {
+        // SAFETY: four q of all ends at 128 q + 4, and the last at 32 codes.len() - 124.
+        unsafe {
+            let (v, to) = (narrow8(eight.as_ptr()), place.as_mut_ptr().add(256 * i));
+            v128_store32_lane::<0>(v, to.cast());
+            v128_store32_lane::<1>(v, to.add(128).cast());
+        }
     }
 }

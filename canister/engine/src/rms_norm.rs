@@ -10,13 +10,16 @@ use crate::simd::*;
 /// Normalise one token; x, weight, y and scratch have C numbers.
 pub fn rms_norm(x: &[f32], weight: &[f32], y: &mut [f32], scratch: &mut [f32]) {
     let inverse = inverse_root(hsum_squares(x, scratch), x.len());
-    let body = x.len() & !3;
     let splat = f32x4_splat(inverse);
-    for ((x, w), y) in x.chunks_exact(4).zip(weight.chunks_exact(4)).zip(y.chunks_exact_mut(4)) {
-        // SAFETY: each is four numbers.
+    let body = x.len() & !15;
+    for ((x, w), y) in x.chunks_exact(16).zip(weight.chunks_exact(16)).zip(y.chunks_exact_mut(16)) {
+        // SAFETY: each is sixteen numbers.
         unsafe {
-            let scaled = f32x4_mul(v128_load(x.as_ptr().cast()), splat);
-            v128_store(y.as_mut_ptr().cast(), f32x4_mul(scaled, v128_load(w.as_ptr().cast())));
+            unroll!(i in 4, {
+                let scaled = f32x4_mul(v128_load(x.as_ptr().add(4 * i).cast()), splat);
+                let value = f32x4_mul(scaled, v128_load(w.as_ptr().add(4 * i).cast()));
+                v128_store(y.as_mut_ptr().add(4 * i).cast(), value);
+            });
         }
     }
     for i in body..x.len() {

@@ -36,7 +36,7 @@ impl Rotation {
     /// Rotate every head of x [H, d] in place.
     pub fn apply(&self, x: &mut [f32]) {
         let d = self.cosines.len();
-        if d == 0 || d % 4 != 0 {
+        if d == 0 || !d.is_multiple_of(4) {
             return self.apply_scalar(x);
         }
         for head in x.chunks_exact_mut(d) {

@@ -7,8 +7,10 @@
 //! the answer is the first kept id with cum > u * total,    u = uniform(seed, position)
 //! ```
 
+use crate::activations::absmax_bits;
 use crate::arithmetic::{exp, hsum_in_place};
 use crate::error::{Result, require, try_vec};
+use crate::simd::*;
 
 /// How to draw.
 #[derive(Clone, Copy, Debug)]
@@ -70,15 +72,19 @@ pub fn sample(
     sampling.check()?;
     require!(!logits.is_empty(), Shape, "no logits: expected at least one");
     let vocabulary = logits.len();
-    let finite = logits.iter().map(|l| l.to_bits() & 0x7fff_ffff).max().unwrap_or(0) < 0x7f80_0000;
+    let finite = absmax_bits(logits) < f32::INFINITY.to_bits();
     require!(finite, NonFinite, "logits hold NaN or infinity: expected finite numbers");
+    if sampling.temperature == 0.0 && (sampling.repetition_penalty == 1.0 || history.is_empty()) {
+        check_history(history, vocabulary)?;
+        return Ok(argmax(logits));
+    }
     scratch.logits.clear();
     scratch.logits.extend_from_slice(logits);
     let penalty = sampling.repetition_penalty;
+    check_history(history, vocabulary)?;
     scratch.seen.clear();
     scratch.seen.resize(vocabulary, false);
     for &id in history {
-        require!((-1..vocabulary as i64).contains(&id), Range, "history holds {id}: expected -1 .. {}", vocabulary - 1);
         if id >= 0 && !scratch.seen[id as usize] {
             scratch.seen[id as usize] = true;
             let l = &mut scratch.logits[id as usize];
@@ -93,15 +99,32 @@ pub fn sample(
     draw(scratch, sampling.top_p, uniform(sampling.seed, position))
 }
 
+fn check_history(history: &[i64], vocabulary: usize) -> Result<()> {
+    let bad = history.iter().find(|&&id| !(-1..vocabulary as i64).contains(&id));
+    require!(bad.is_none(), Range, "history holds {:?}: expected -1 .. {}", bad, vocabulary - 1);
+    Ok(())
+}
+
 /// The first of the largest.
 fn argmax(logits: &[f32]) -> usize {
-    let mut best = 0;
-    for (id, l) in logits.iter().enumerate() {
-        if *l > logits[best] {
-            best = id;
-        }
+    let mut most = f32x4_splat(f32::NEG_INFINITY);
+    let (body, tail) = logits.split_at(logits.len() & !15);
+    for sixteen in body.chunks_exact(16) {
+        // SAFETY: sixteen floats are four vectors.
+        let at = |i: usize| unsafe { v128_load(sixteen.as_ptr().add(4 * i).cast()) };
+        most = f32x4_pmax(most, f32x4_pmax(f32x4_pmax(at(0), at(1)), f32x4_pmax(at(2), at(3))));
     }
-    best
+    let largest = f32x4_lanes(most).into_iter().chain(tail.iter().copied()).fold(f32::NEG_INFINITY, f32::max);
+    let wanted = f32x4_splat(largest);
+    let holds = |sixteen: &[f32]| {
+        // SAFETY: sixteen floats are four vectors.
+        let at = |i: usize| unsafe { v128_load(sixteen.as_ptr().add(4 * i).cast()) };
+        let most = f32x4_pmax(f32x4_pmax(at(0), at(1)), f32x4_pmax(at(2), at(3)));
+        v128_any_true(f32x4_eq(most, wanted))
+    };
+    let before = 16 * body.chunks_exact(16).position(holds).unwrap_or(body.len() / 16);
+    // Zeros of either sign are one value, as they are to `==`.
+    before + logits[before..].iter().position(|&l| l == largest).unwrap_or(0)
 }
 
 /// Larger for smaller floats, equal for both zeros: sorting (key, id) upwards sorts by (l descending, id ascending).
@@ -114,7 +137,9 @@ fn descending_key(l: f32) -> u32 {
 fn sort(scratch: &mut Scratch, top_k: usize) -> Result<()> {
     let vocabulary = scratch.logits.len();
     scratch.keys.clear();
-    scratch.keys.extend(scratch.logits.iter().enumerate().map(|(id, &l)| u64::from(descending_key(l)) << 32 | id as u64));
+    scratch
+        .keys
+        .extend(scratch.logits.iter().enumerate().map(|(id, &l)| u64::from(descending_key(l)) << 32 | id as u64));
     if top_k > 0 && top_k < vocabulary {
         scratch.keys.select_nth_unstable(top_k - 1);
         scratch.keys.truncate(top_k);
@@ -134,7 +159,7 @@ fn radix_sort(keys: &mut Vec<u64>, spare: &mut Vec<u64>) {
     for shift in (0..64).step_by(8) {
         let mut counts = [0usize; 256];
         keys.iter().for_each(|key| counts[(key >> shift & 255) as usize] += 1);
-        if counts.iter().any(|&count| count == keys.len()) {
+        if counts.contains(&keys.len()) {
             continue;
         }
         let mut next = 0;
@@ -214,6 +239,18 @@ mod tests {
         assert_eq!(sample(&[0.0, 3.0, 3.0], &[], &plain(0.0), 0, &mut scratch).unwrap(), 1);
         let penalised = Sampling { repetition_penalty: 4.0, ..plain(0.0) };
         assert_eq!(sample(&[0.0, 3.0, 2.0], &[1, 1, -1], &penalised, 0, &mut scratch).unwrap(), 2);
+    }
+
+    #[test]
+    fn argmax_finds_the_first_wherever_it_is() {
+        for length in [1, 5, 16, 17, 40] {
+            for at in 0..length {
+                let mut logits = vec![-3.0; length];
+                logits[at] = -0.0;
+                logits[length - 1] = 0.0;
+                assert_eq!(argmax(&logits), at);
+            }
+        }
     }
 
     #[test]

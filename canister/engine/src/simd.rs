@@ -5,12 +5,12 @@
 
 #[cfg(target_arch = "wasm32")]
 pub use core::arch::wasm32::{
-    f32x4_abs, f32x4_add, f32x4_convert_i32x4, f32x4_div, f32x4_lt, f32x4_max, f32x4_mul, f32x4_nearest, f32x4_pmax,
-    f32x4_pmin, f32x4_splat, f32x4_sub, i16x8_add, i16x8_extend_low_i8x16, i16x8_load_extend_i8x8, i16x8_shl,
-    i16x8_shr, i16x8_shuffle, i16x8_splat, i16x8_sub, i32x4_add, i32x4_dot_i16x8, i32x4_extend_high_i16x8,
-    i32x4_extend_low_i16x8, i32x4_max, i32x4_shl, i32x4_shr, i32x4_shuffle, i32x4_splat, i32x4_sub,
-    i32x4_trunc_sat_f32x4, i64x2_shuffle, u16x8_shr, v128, v128_and, v128_andnot, v128_load, v128_load32_splat,
-    v128_load32_zero, v128_store, v128_xor,
+    f32x4_abs, f32x4_add, f32x4_convert_i32x4, f32x4_div, f32x4_eq, f32x4_lt, f32x4_max, f32x4_mul, f32x4_nearest,
+    f32x4_pmax, f32x4_pmin, f32x4_splat, f32x4_sub, i8x16_narrow_i16x8, i16x8_add, i16x8_extend_low_i8x16,
+    i16x8_load_extend_i8x8, i16x8_shl, i16x8_shr, i16x8_shuffle, i16x8_splat, i16x8_sub, i32x4_add, i32x4_dot_i16x8,
+    i32x4_extend_high_i16x8, i32x4_extend_low_i16x8, i32x4_max, i32x4_shl, i32x4_shr, i32x4_shuffle, i32x4_splat,
+    i32x4_sub, i32x4_trunc_sat_f32x4, i64x2_shuffle, u16x8_shr, v128, v128_and, v128_andnot, v128_any_true, v128_load,
+    v128_load32_splat, v128_load32_zero, v128_store, v128_store16_lane, v128_store32_lane, v128_xor,
 };
 
 #[cfg(all(target_arch = "wasm32", not(target_feature = "simd128")))]
@@ -118,6 +118,19 @@ mod emulated {
         v128::of16(unsafe { p.cast::<[i8; 8]>().read_unaligned() }.map(i16::from))
     }
 
+    pub unsafe fn v128_store16_lane<const L: usize>(a: v128, p: *mut u16) {
+        // SAFETY: the caller's: 2 writable bytes.
+        unsafe { p.write_unaligned(a.i16s()[L] as u16) };
+    }
+    pub unsafe fn v128_store32_lane<const L: usize>(a: v128, p: *mut u32) {
+        // SAFETY: the caller's: 4 writable bytes.
+        unsafe { p.write_unaligned(a.i32s()[L] as u32) };
+    }
+    pub fn i8x16_narrow_i16x8(a: v128, b: v128) -> v128 {
+        let lanes = [a.i16s(), b.i16s()].concat();
+        v128(std::array::from_fn(|i| lanes[i].clamp(-128, 127) as i8 as u8))
+    }
+
     macro_rules! lanewise {
         ($($name:ident $read:ident $make:ident |$a:ident, $b:ident| $value:expr;)*) => {$(
             pub fn $name(a: v128, b: v128) -> v128 {
@@ -157,6 +170,13 @@ mod emulated {
     pub fn f32x4_lt(a: v128, b: v128) -> v128 {
         let (a, b) = (a.f32s(), b.f32s());
         v128::of32(std::array::from_fn(|i| if a[i] < b[i] { -1 } else { 0 }))
+    }
+    pub fn f32x4_eq(a: v128, b: v128) -> v128 {
+        let (a, b) = (a.f32s(), b.f32s());
+        v128::of32(std::array::from_fn(|i| if a[i] == b[i] { -1 } else { 0 }))
+    }
+    pub fn v128_any_true(a: v128) -> bool {
+        a.0.iter().any(|&byte| byte != 0)
     }
     pub fn i32x4_splat(a: i32) -> v128 {
         v128::of32([a; 4])

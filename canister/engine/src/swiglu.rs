@@ -40,6 +40,9 @@ mod tests {
         let (mut a, mut b) = (gate.clone(), gate);
         swiglu(&mut a, &up);
         swiglu_scalar(&mut b, &up);
-        assert_eq!(a.iter().map(|v| v.to_bits()).collect::<Vec<_>>(), b.iter().map(|v| v.to_bits()).collect::<Vec<_>>());
+        assert_eq!(
+            a.iter().map(|v| v.to_bits()).collect::<Vec<_>>(),
+            b.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+        );
     }
 }

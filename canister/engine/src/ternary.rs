@@ -50,7 +50,12 @@ enum Storage {
 impl TernaryMatrices {
     /// Lay out `codes` [count, N, K], each -1, 0 or 1.
     pub fn new(codes: &[i8], count: usize, rows: usize, columns: usize, packed: bool) -> Result<Self> {
-        require!(codes.len() == count * rows * columns, Shape, "{} codes for {count} x {rows} x {columns}", codes.len());
+        require!(
+            codes.len() == count * rows * columns,
+            Shape,
+            "{} codes for {count} x {rows} x {columns}",
+            codes.len()
+        );
         check_codes(codes)?;
         let (groups, pairs) = (rows.div_ceil(8), round_up(columns, 16) / 2);
         let mut laid_out = try_vec(count * groups * pairs * 8, 0i16)?;
@@ -122,6 +127,54 @@ impl TernaryMatrices {
         }
     }
 
+    /// out_g = W_g x_g for every matrix g: x [count, x_stride], out [count, out_stride].
+    pub fn multiply_each(&self, count: usize, x: &[i16], x_stride: usize, out: &mut [i32], out_stride: usize) {
+        let matrix_length = self.groups * self.pairs * 8;
+        let single = self.pairs <= CHUNK && matches!(self.storage, Storage::Pairs(_));
+        if !single {
+            for g in 0..count {
+                self.multiply(&x[g * x_stride..], &[(g, g, Into::Store)], out, out_stride);
+            }
+            return;
+        }
+        let Storage::Pairs(pairs) = &self.storage else { return };
+        assert!(x_stride >= 2 * self.pairs && x.len() >= count * x_stride && pairs.len() >= count * matrix_length);
+        assert!(out_stride >= self.padded_rows() && out.len() >= count * out_stride);
+        // SAFETY: the assertions; pairs are a multiple of 8 and at most 32.
+        unsafe {
+            let (w, x, out) = (pairs.as_ptr(), x.as_ptr(), out.as_mut_ptr());
+            match self.pairs {
+                8 => self.each::<8>(count, w, x, x_stride, out, out_stride),
+                16 => self.each::<16>(count, w, x, x_stride, out, out_stride),
+                24 => self.each::<24>(count, w, x, x_stride, out, out_stride),
+                _ => self.each::<32>(count, w, x, x_stride, out, out_stride),
+            }
+        }
+    }
+
+    /// # Safety
+    /// Every matrix is one chunk of P pairs; strides as `multiply_each` has checked them.
+    unsafe fn each<const P: usize>(
+        &self,
+        count: usize,
+        w: *const i16,
+        x: *const i16,
+        x_stride: usize,
+        out: *mut i32,
+        out_stride: usize,
+    ) {
+        let (mut w, mut x, mut out) = (w, x, out);
+        for _ in 0..count {
+            // SAFETY: the caller's promise.
+            unsafe {
+                groups::<P, 0>(w, 8 * P, x, out, self.groups);
+                w = w.add(8 * P * self.groups);
+                x = x.add(x_stride);
+                out = out.add(out_stride);
+            }
+        }
+    }
+
     /// One chunk of P pairs for all row groups.
     ///
     /// # Safety
@@ -161,7 +214,6 @@ impl TernaryMatrices {
 ///
 /// # Safety
 /// Group g has P pairs (eight i16 each) at `w + g * step`; x has 2 P codes; out has 8 `groups` sums.
-#[inline(never)]
 unsafe fn groups<const P: usize, const MODE: usize>(
     w: *const i16,
     step: usize,
@@ -315,7 +367,9 @@ mod tests {
 
     #[test]
     fn kernels_equal_scalar() {
-        for (rows, columns) in [(1, 1), (4, 16), (8, 16), (16, 16), (43, 16), (16, 43), (5, 64), (64, 64), (9, 171), (8, 80)] {
+        for (rows, columns) in
+            [(1, 1), (4, 16), (8, 16), (16, 16), (43, 16), (16, 43), (5, 64), (64, 64), (9, 171), (8, 80)]
+        {
             let codes: Vec<i8> = painted(3 * rows * columns, 5, 3, 1).iter().map(|&v| v as i8).collect();
             let mut x: Vec<i16> = painted(columns, 97, 255, 127).iter().map(|&v| v as i16).collect();
             for extreme in [false, true] {
@@ -329,7 +383,20 @@ mod tests {
                     let mut out = vec![7; 4 * stride];
                     let padded = &padded[..round_up(columns, 16).min(padded.len())];
                     let padded: Vec<i16> = padded.iter().copied().chain(vec![0; 16]).collect();
-                    m.multiply(&padded, &[(2, 0, Into::Store), (1, 1, Into::Add), (0, 2, Into::Subtract)], &mut out, stride);
+                    let each: Vec<i16> = (0..3).flat_map(|_| padded.iter().copied()).collect();
+                    let mut all = vec![5; 3 * stride];
+                    m.multiply_each(3, &each, padded.len(), &mut all, stride);
+                    for matrix in 0..3 {
+                        let mut expected = vec![0; rows];
+                        multiply_scalar(&x, &codes[matrix * rows * columns..][..rows * columns], &mut expected);
+                        assert_eq!(&all[matrix * stride..][..rows], expected);
+                    }
+                    m.multiply(
+                        &padded,
+                        &[(2, 0, Into::Store), (1, 1, Into::Add), (0, 2, Into::Subtract)],
+                        &mut out,
+                        stride,
+                    );
                     for (matrix, row, base, sign) in [(2, 0, 0, 1), (1, 1, 7, 1), (0, 2, 7, -1)] {
                         let mut expected = vec![0; rows];
                         multiply_scalar(&x, &codes[matrix * rows * columns..][..rows * columns], &mut expected);

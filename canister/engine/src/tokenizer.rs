@@ -40,7 +40,12 @@ impl Ranks {
         let (mut bytes, mut starts, mut at) = (Vec::new(), vec![0u32], 0);
         while at < blob.len() {
             let length = blob[at] as usize;
-            require!(length > 0 && at + 1 + length <= blob.len(), Format, "token {} breaks its bytes", starts.len() - 1);
+            require!(
+                length > 0 && at + 1 + length <= blob.len(),
+                Format,
+                "token {} breaks its bytes",
+                starts.len() - 1
+            );
             bytes.extend_from_slice(&blob[at + 1..at + 1 + length]);
             starts.push(bytes.len() as u32);
             at += 1 + length;
@@ -86,7 +91,8 @@ impl Ranks {
         }
         let mut starts: Vec<usize> = (0..piece.len()).collect();
         let mut ranks: Vec<u32> = (0..piece.len()).map(|i| union(&starts, i)).collect();
-        while let Some((at, _)) = ranks.iter().enumerate().filter(|(_, rank)| **rank < u32::MAX).min_by_key(|(_, rank)| **rank)
+        while let Some((at, _)) =
+            ranks.iter().enumerate().filter(|(_, rank)| **rank < u32::MAX).min_by_key(|(_, rank)| **rank)
         {
             starts.remove(at + 1);
             ranks.remove(at + 1);
@@ -196,7 +202,11 @@ impl Tokenizer {
                 let characters = record.get("characters").and_then(Json::text).unwrap_or("");
                 let characters: Vec<char> = characters.chars().collect();
                 let ascending = characters.windows(2).all(|pair| pair[0] < pair[1]);
-                require!(ascending && !characters.is_empty(), Format, "characters must be sorted, distinct and not empty");
+                require!(
+                    ascending && !characters.is_empty(),
+                    Format,
+                    "characters must be sorted, distinct and not empty"
+                );
                 Tokenizer::Characters(characters)
             }
             "bytes" => Tokenizer::Bytes,
@@ -335,7 +345,10 @@ mod tests {
     fn text_is_split_as_the_pattern_says() {
         assert_eq!(pieces("Hello  world's 42nd  "), ["Hello", " ", " world", "'s", " 42", "nd", "  "]);
         assert_eq!(pieces("a \n b\n\nc"), ["a", " \n", " b", "\n", "\n", "c"]);
-        assert_eq!(pieces("caf\u{e9} \u{4f60}\u{597d}!? \u{1f600}"), ["caf\u{e9}", " \u{4f60}\u{597d}", "!?", " \u{1f600}"]);
+        assert_eq!(
+            pieces("caf\u{e9} \u{4f60}\u{597d}!? \u{1f600}"),
+            ["caf\u{e9}", " \u{4f60}\u{597d}", "!?", " \u{1f600}"]
+        );
         assert_eq!(pieces("'ll 'x ''s"), ["'ll", " '", "x", " ''", "s"]);
         assert_eq!(pieces("\u{a0}x\u{a0}\u{a0}y\tz"), ["\u{a0}", "x", "\u{a0}", "\u{a0}", "y", "\t", "z"]);
     }
@@ -350,7 +363,8 @@ mod tests {
     fn long_pieces_merge_like_short_ones() {
         let ranks = ranks();
         for seed in 1..40usize {
-            let piece: Vec<u8> = (0..200).map(|i| if (i * i * seed / 7 + i / 3) % 3 == 0 { b'b' } else { b'a' }).collect();
+            let piece: Vec<u8> =
+                (0..200).map(|i| if (i * i * seed / 7 + i / 3) % 3 == 0 { b'b' } else { b'a' }).collect();
             let (mut short, mut long) = (Vec::new(), Vec::new());
             ranks.encode_piece(&piece, &mut short);
             ranks.encode_long_piece(&piece, &mut long);

@@ -19,7 +19,15 @@ from walsh.suite.backends.calling import cache_sizes, invoke, run_script, split_
 from walsh.suite.catalog import CALLS, Call
 from walsh.suite.tensors import Array
 
-INTEGER_CALLS = ("pack_ternary", "unpack_ternary", "uniform", "sample", "bitmask_encode", "bitmask_decode")
+INTEGER_CALLS = (
+    "pack_ternary",
+    "unpack_ternary",
+    "hash_indices",
+    "uniform",
+    "sample",
+    "bitmask_encode",
+    "bitmask_decode",
+)
 """Ordinary calls that the engine computes."""
 
 

@@ -1,0 +1,249 @@
+//! A model in memory: what a `.walsh` file becomes when it is loaded.
+//!
+//! Linear layers are laid out for their kernels, tables stay where the file has them, and the rest of the file is let go.
+
+use crate::blocks::stride;
+use crate::cayley_dickson::{self, CayleyDicksonLinear, Layout};
+use crate::config::Config;
+use crate::container::Container;
+use crate::embedding::HashTables;
+use crate::error::{Result, error};
+use crate::forward::Workspace;
+use crate::hadamard::{self, HadamardLinear};
+use crate::head_mixer::{Algebra, HeadMixer};
+use crate::rows::RowTable;
+use crate::tokenizer::Tokenizer;
+
+pub(crate) enum Linear {
+    CayleyDickson(CayleyDicksonLinear),
+    Hadamard(HadamardLinear),
+}
+
+#[derive(Default)]
+pub(crate) struct LinearScratch {
+    cayley_dickson: cayley_dickson::Scratch,
+    hadamard: hadamard::Scratch,
+}
+
+impl Linear {
+    pub(crate) fn apply(&self, x: &[f32], y: &mut [f32], scratch: &mut LinearScratch) -> Result<()> {
+        match self {
+            Linear::CayleyDickson(layer) => layer.apply(x, y, &mut scratch.cayley_dickson),
+            Linear::Hadamard(layer) => layer.apply(x, y, &mut scratch.hadamard),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Linear::CayleyDickson(layer) => layer.bytes(),
+            Linear::Hadamard(layer) => layer.bytes(),
+        }
+    }
+}
+
+pub(crate) struct Block {
+    pub(crate) attention_norm: Vec<f32>,
+    pub(crate) ffn_norm: Vec<f32>,
+    /// wq, wk, wv, wo, gate, up, down.
+    pub(crate) linears: Vec<Linear>,
+    pub(crate) mixer: Option<HeadMixer>,
+}
+
+pub(crate) enum Embedding {
+    Table(RowTable),
+    Hash(HashTables),
+}
+
+/// A loaded model.
+pub struct Model {
+    pub(crate) config: Config,
+    pub(crate) embedding: Embedding,
+    pub(crate) head: Option<RowTable>,
+    pub(crate) blocks: Vec<Block>,
+    pub(crate) norm: Vec<f32>,
+    pub(crate) inv_freq: Vec<f64>,
+    pub(crate) hash_scale: f32,
+    pub(crate) tokenizer: Option<Tokenizer>,
+    pub(crate) layout: Layout,
+    pub(crate) file_bytes: usize,
+    pub(crate) kept_bytes: usize,
+    pub(crate) work: Workspace,
+}
+
+/// What a model holds in memory, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// The file as it was loaded.
+    pub file: usize,
+    /// Everything that is kept of it, in whatever layout, the tokenizer aside.
+    pub weights: usize,
+    /// The tokenizer.
+    pub tokenizer: usize,
+}
+
+/// Bytes per weight of a layout.
+fn cost(layout: Layout) -> f64 {
+    match layout {
+        Layout::Fast => 2.0,
+        Layout::FastPacked => 1.25,
+        Layout::Pairs => 1.0,
+        Layout::Packed => 0.25,
+    }
+}
+
+/// The fastest layout whose weights stay within 1.30 (with transformed weights) or 1.15 times the file.
+fn choose_layout(config: &Config, file: usize, others: usize) -> Layout {
+    let n = config.algebra.size();
+    let padded: usize =
+        config.linears().iter().map(|(_, rows, columns)| n * rows.next_multiple_of(8) * stride(*columns)).sum();
+    let fits = |layout: Layout, limit: f64| {
+        others as f64 + cost(layout) * (padded * config.layers) as f64 <= limit * file as f64
+    };
+    let octonion = config.algebra == Algebra::CayleyDickson(8);
+    [(Layout::Fast, 1.30), (Layout::FastPacked, 1.30), (Layout::Pairs, 1.15)]
+        .into_iter()
+        .find(|&(layout, limit)| (octonion || layout == Layout::Pairs) && fits(layout, limit))
+        .map_or(Layout::Packed, |(layout, _)| layout)
+}
+
+impl Model {
+    /// Load a `.walsh` file; `verify` compares digests, `layout` None chooses by memory.
+    pub fn load(file: Vec<u8>, verify: bool, layout: Option<Layout>) -> Result<Self> {
+        let container = Container::parse(file, verify)?;
+        let config = Config::read(&container.config)?;
+        config.check_names(&container)?;
+        let file_bytes = container.len();
+        let tokenizer = Tokenizer::read(&container, config.vocabulary)?;
+        let tables = tables_of(&config, &container);
+        let others = tables.iter().map(|(stem, rows, _)| container.stored_bytes(&format!("{stem}.codes")) + 8 * rows);
+        let others = others.sum::<usize>() + tokenizer.as_ref().map_or(0, Tokenizer::memory);
+        let layout = layout.unwrap_or_else(|| choose_layout(&config, file_bytes, others));
+        let mut blocks = Vec::new();
+        for layer in 0..config.layers {
+            blocks.push(Block::read(&container, &config, layer, layout)?);
+        }
+        let norm = container.floats("norm.weight", &[config.width])?;
+        let inv_freq = container.doubles("rope.inv_freq", &[config.head_dim() / 2])?;
+        let (v, hashes) = (config.vocabulary, config.hash_embeddings);
+        let hash_parts = if hashes > 0 {
+            let importance = container.floats("embedding.importance", &[v, hashes])?;
+            let stored = container.shape("embedding.indices").is_some();
+            let indices = if stored { Some(container.integers("embedding.indices", &[v, hashes])?) } else { None };
+            Some((importance, indices))
+        } else {
+            None
+        };
+        let (mut tables, kept_bytes) = container.into_tables(&tables)?;
+        let head = if config.tied_head { None } else { tables.pop() };
+        let embedding = match hash_parts {
+            Some((importance, indices)) => Embedding::Hash(HashTables::new(tables, importance, indices)?),
+            None => Embedding::Table(tables.pop().ok_or_else(|| error!(Format, "no embedding"))?),
+        };
+        let hash_scale = if config.hash_scale { (config.width as f64).sqrt() as f32 } else { 1.0 };
+        let work = Workspace::new(&config)?;
+        Ok(Self {
+            config,
+            embedding,
+            head,
+            blocks,
+            norm,
+            inv_freq,
+            hash_scale,
+            tokenizer,
+            layout,
+            file_bytes,
+            kept_bytes,
+            work,
+        })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The tokenizer, if the file has one.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer.as_ref().ok_or_else(|| error!(Parameter, "the file has no tokenizer; give token ids"))
+    }
+
+    /// How the linear layers are kept.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// What the model holds in memory.
+    pub fn memory(&self) -> Memory {
+        let scales = |table: &RowTable| 4 * table.rows();
+        let embedding = match &self.embedding {
+            Embedding::Table(table) => scales(table),
+            Embedding::Hash(tables) => tables.bytes_beside_codes(),
+        };
+        let blocks = self.blocks.iter().map(|block| {
+            4 * (block.attention_norm.len() + block.ffn_norm.len())
+                + block.linears.iter().map(Linear::bytes).sum::<usize>()
+                + block.mixer.as_ref().map_or(0, HeadMixer::bytes)
+        });
+        Memory {
+            file: self.file_bytes,
+            weights: self.kept_bytes + embedding + self.head.as_ref().map_or(0, scales) + blocks.sum::<usize>(),
+            tokenizer: self.tokenizer.as_ref().map_or(0, Tokenizer::memory),
+        }
+    }
+}
+
+/// Tables of a model, head last: (stem, rows, width). Hash tables are as tall as the file has them.
+fn tables_of(config: &Config, container: &Container) -> Vec<(String, usize, usize)> {
+    let (v, c) = (config.vocabulary, config.width);
+    let mut tables = Vec::new();
+    if config.hash_embeddings == 0 {
+        tables.push(("embedding".to_owned(), v, c));
+    }
+    for i in 0..config.hash_embeddings {
+        let stem = format!("embedding.tables.{i}");
+        let rows = container.shape(&format!("{stem}.codes")).and_then(|shape| shape.first().copied()).unwrap_or(0);
+        tables.push((stem, rows, c));
+    }
+    if !config.tied_head {
+        tables.push(("head".to_owned(), v, c));
+    }
+    tables
+}
+
+impl Block {
+    fn read(container: &Container, config: &Config, layer: usize, layout: Layout) -> Result<Self> {
+        let (n, c, d) = (config.algebra.size(), config.width, config.head_dim());
+        let prefix = format!("blocks.{layer}");
+        let mut linears = Vec::new();
+        for (name, rows, columns) in config.linears() {
+            let name = format!("{prefix}.{name}");
+            let codes = container.codes(&format!("{name}.codes"), &[n, rows, columns])?;
+            linears.push(match config.algebra {
+                Algebra::CayleyDickson(_) => {
+                    let beta = container.floats(&format!("{name}.beta"), &[rows])?;
+                    Linear::CayleyDickson(CayleyDicksonLinear::new(&codes, n, rows, columns, &beta, layout)?)
+                }
+                Algebra::Hadamard(_) => {
+                    let alpha = container.floats(&format!("{name}.alpha"), &[n, columns])?;
+                    let beta = container.floats(&format!("{name}.beta"), &[n, rows])?;
+                    let packed = layout == Layout::Packed;
+                    Linear::Hadamard(HadamardLinear::new(&codes, n, rows, columns, &alpha, &beta, packed)?)
+                }
+            });
+        }
+        let mixer = if config.head_mixing {
+            let codes = container.codes(&format!("{prefix}.mixer.codes"), &[n, d, d])?;
+            let scale = container.floats(&format!("{prefix}.mixer.scale"), &[d])?;
+            let beta = container.floats(&format!("{prefix}.mixer.beta"), &[d])?;
+            Some(HeadMixer::new(&codes, config.algebra, d, &scale, &beta)?)
+        } else {
+            None
+        };
+        Ok(Self {
+            attention_norm: container.floats(&format!("{prefix}.attention_norm.weight"), &[c])?,
+            ffn_norm: container.floats(&format!("{prefix}.ffn_norm.weight"), &[c])?,
+            linears,
+            mixer,
+        })
+    }
+}
