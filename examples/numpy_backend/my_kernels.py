@@ -2,6 +2,7 @@
 
 walsh conformance --backend my_kernels:MyKernels --op rms_norm
 """
+# ruff: noqa: D101, D102, ARG002 - an example is shorter than its documentation
 
 import numpy as np
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from walsh.commands.fuzz import fuzz
 from walsh.commands.selection import Choice, make_backends, narrow_to_function, select_cases
 from walsh.commands.validate import validate
 from walsh.suite import display
@@ -164,6 +165,7 @@ def tighten(backends: tuple[str, ...], vectors: Path | None, debug: bool) -> Non
             click.echo(f"{one.backend:10} {one.op:15} {one.lane:11} {one.dtype:9} {one.share:8.4f}  {one.case}")
 
 
+conformance.add_command(fuzz)
 conformance.add_command(validate)
 
 

@@ -73,7 +73,7 @@ def rope_angles(x: Real, positions: Real | None, theta: float) -> Real:
 def _rope(inputs: Inputs, params: Params) -> Bounds:
     x = absolute(inputs["x"])
     angle = rope_angles(x, inputs.get("positions"), params.get("theta", 10000.0))
-    pairs = x.reshape(*x.shape[:-1], -1, 2).sum(axis=-1)
+    pairs = x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2).sum(axis=-1)
     return {"y": (np.repeat(pairs * (1 + angle), 2, axis=-1), 8)}
 
 
