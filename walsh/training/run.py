@@ -31,7 +31,13 @@ def prepare_data(config: DataConfig, folder: Path, console: Console) -> Dataset:
         DataError: data that cannot be had, or are of another tokenizer. ParameterError: an unknown corpus.
     """
     with Progress(
-        TextColumn("fetching"), BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=console, transient=True
+        TextColumn("fetching"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
     ) as bar:
         task = bar.add_task("", start=False, visible=False)
 
@@ -49,7 +55,7 @@ def run_training(
     quiet = quiet or not world.main
     tokens = data_folder(config.data, folder)
     if world.main:
-        prepare_data(config.data, tokens, console)
+        prepare_data(config.data, tokens, Console(quiet=True) if quiet else console)
     world.wait()
     dataset = prepare_data(config.data, tokens, Console(quiet=True))
     trainer = Trainer(config, dataset, folder, world, console, resume, quiet)
