@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "generate": ("walsh.commands.generate:generate", "train", "Continue a text."),
     "inspect": ("walsh.commands.inspect:inspect", "train", "Count parameters and bytes of a model."),
     "analyze": ("walsh.commands.analyze:analyze", "train", "Draw what the algebra does in a model."),
+    "ablate": ("walsh.commands.ablate:ablate", "train", "Compare algebras at equal cost."),
     "convert": ("walsh.commands.convert:convert", "train", "Read a published PyTorch checkpoint."),
     "bench": ("walsh.commands.bench:bench", "torch", "Time kernels and jobs against honest baselines."),
     "report": ("walsh.commands.report:report", "report", "Make pages from stored measurements."),
