@@ -2,7 +2,8 @@
 
     def cases(setting: Setting) -> Iterable[Case | Absent]
 
-The files stand in ``bench/`` of the checkout; another folder with files of these names can be given.
+The files stand in ``bench/`` of the checkout; another folder with files of these names can be given. Every op of the
+checkout also gets a small case from its conformance vectors (``vector_cases.py``).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from walsh.errors import ParameterError
 from walsh.measure.case import Absent, Case, Setting
+from walsh.measure.vector_cases import vector_case
 from walsh.suite.catalog import OPS
 
 JOBS = ("train_step", "prefill", "decode", "load", "compress", "canister")
@@ -59,7 +61,10 @@ def load_cases(
         if not path.is_file():
             absent.append(Absent(name, "all", f"{folder.name}/{name}.py does not exist"))
             continue
-        for entry in _import(path).cases(setting):
+        entries = list(_import(path).cases(setting))
+        if folder == locate_cases() and name in OPS:
+            entries += filter(None, [vector_case(setting, name)])
+        for entry in entries:
             if not globs or any(
                 fnmatchcase(entry.name if isinstance(entry, Case) else entry.case, glob) for glob in globs
             ):
