@@ -15,7 +15,8 @@ _HERE = Path(__file__).parent
 
 
 def _cell(cell: Cell, right: bool) -> str:
-    classes = " ".join(filter(None, ("number" if right else "", cell.tone)))
+    kind = "number" if right else "long" if len(cell.text) > 60 else ""
+    classes = " ".join(filter(None, (kind, cell.tone)))
     attributes = f' class="{classes}"' if classes else ""
     if cell.value is not None:
         attributes += f' data-value="{cell.value!r}"'

@@ -103,7 +103,7 @@ def speedup_dots(rows: Sequence[Mapping[str, Any]], name: str, caption: str) -> 
 
 
 def _group(row: Mapping[str, Any]) -> str:
-    return str((row["backend"] and f"walsh {row['backend']}") or "other")
+    return f"walsh, {row['backend']}" if row["backend"] else "other packages"
 
 
 def roofline(
