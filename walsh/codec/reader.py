@@ -29,7 +29,7 @@ from walsh.codec.layout import (
     WalshFile,
 )
 from walsh.data.tokenizers import Tokenizer, from_dict
-from walsh.errors import FormatError
+from walsh.errors import FormatError, NonFiniteError
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -189,8 +189,8 @@ def load(content: bytes, verify: bool = True) -> WalshFile:
 
     Raises:
         FormatError: for whatever breaks the format.
-        ParameterError, ShapeError, DTypeError, StrictError: a well-formed file whose weights are not those of its
-            configuration.
+        ParameterError, ShapeError, DTypeError, StrictError, NonFiniteError: a well-formed file whose weights are not
+            those of its configuration, or not finite.
     """
     from walsh.reference.strict.weights import check_weights
 
@@ -202,9 +202,15 @@ def load(content: bytes, verify: bool = True) -> WalshFile:
     weights = {}
     for name, item in stored.items():
         if name != TOKENS:
-            weights[name] = _unpack(item)
+            weights[name] = _finite(name, _unpack(item))
     check_weights(weights, record["config"])
     return WalshFile(weights, record["config"], _tokenizer(record["tokenizer"]), stored, tokens, len(content))
+
+
+def _finite(name: str, weight: Array) -> Array:
+    if weight.dtype.kind == "f" and not np.isfinite(weight).all():
+        raise NonFiniteError(f"weight {name!r} holds NaN or infinity: no model can be run with it; export it again")
+    return weight
 
 
 def _unpack(item: Stored) -> Array:

@@ -115,8 +115,8 @@ def _record(source: _Bytes, marker: str, name: str) -> Array:
     what = f"record {name!r}"
     if marker in "EA":
         scale = source.number("f", what)
-        if not np.isfinite(scale):
-            raise FormatError(f"{what} has scale {scale}: expected a finite number")
+        if not abs(scale) * 128 < float(np.finfo(np.float32).max):
+            raise FormatError(f"{what} has scale {scale}: expected one that leaves values finite")
         return _array(source, what, np.int8).astype(np.float32) * np.float32(scale)
     if marker == "B":
         return _bitmask(source, what)

@@ -142,9 +142,11 @@ impl Container {
         Ok(numbers)
     }
 
-    /// A float64 tensor of this shape.
+    /// A float64 tensor of this shape, all of it finite.
     pub fn doubles(&self, name: &str, shape: &[usize]) -> Result<Vec<f64>> {
-        self.numbers(name, shape, "F64", f64::from_le_bytes)
+        let numbers = self.numbers(name, shape, "F64", f64::from_le_bytes)?;
+        require!(numbers.iter().all(|v| v.is_finite()), NonFinite, "weight {name:?} holds NaN or infinity");
+        Ok(numbers)
     }
 
     /// An int64 tensor of this shape.
