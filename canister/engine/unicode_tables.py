@@ -1,7 +1,7 @@
 """Write ``src/unicode.rs``: the classes of GPT-2's pattern as tiktoken's regular expressions have them.
 
-Run with tiktoken installed: ``python canister/engine/unicode_tables.py``. A class is its boundaries: code points at which
-membership changes, so that a character belongs to it if an odd number of boundaries is at or below it.
+Run with tiktoken installed: ``python canister/engine/unicode_tables.py``. A class is its boundaries: code points at
+which membership changes, so that a character belongs to it if an odd number of boundaries is at or below it.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ results of an export become the exception of their class, with the engine's own 
 
 from __future__ import annotations
 
+import atexit
 import functools
 from types import TracebackType
 from typing import Any
@@ -63,6 +64,10 @@ def compiled() -> tuple[Any, Any]:
     config.wasm_relaxed_simd = False  # the Internet Computer refuses it, and its results may differ by machine
     engine = wasmtime.Engine(config)
     return engine, wasmtime.Module.from_file(engine, str(MODULE))
+
+
+# wasmtime's finalisers need its own module, which the interpreter may have taken apart before ours.
+atexit.register(compiled.cache_clear)
 
 
 class Instance:
