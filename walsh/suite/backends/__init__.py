@@ -20,6 +20,7 @@ BUILTIN: dict[str, str] = {
     "reference": "walsh.suite.backends.reference:ReferenceBackend",
     "torch": "walsh.suite.backends.torch:TorchBackend",
     "triton": "walsh.suite.backends.triton:TritonBackend",
+    "wasm": "walsh.suite.backends.wasm:WasmBackend",
 }
 """walsh's own backends."""
 
