@@ -1,7 +1,7 @@
 """Run mutants and gather the kill matrix.
 
-Every backend has its workers, fresh processes that fork a child per mutant. For each backend and op a control runs
-first: the same vectors against unchanged source must all pass, otherwise a kill would prove nothing.
+Every backend has its workers, fresh processes that fork a child per mutant. In the end a control runs: the cases that
+killed a mutant must all pass against unchanged source, otherwise a kill would prove nothing.
 """
 
 from __future__ import annotations
@@ -199,7 +199,6 @@ def run_campaign(
         for name in BACKENDS
         if not available(name) and any(mutant.backend == name for mutant in mutants)
     }
-    controls = _run_controls(runnable, root, jobs)
     verdicts = []
     for mutant, result in _ask_all([(mutant.backend, mutant) for mutant in runnable], root, jobs, matrix):
         verdict = _verdict(mutant, result, excused)
@@ -208,6 +207,7 @@ def run_campaign(
             on_verdict(verdict)
     stale = [verdict.mutant.id for verdict in verdicts if verdict.status == "killed" and verdict.mutant.id in excused]
     problems = tuple(f"{name} is excused but was killed; remove the excuse" for name in stale)
+    controls = _run_controls(verdicts, root, jobs)
     order = {mutant.id: number for number, mutant in enumerate(mutants)}
     verdicts.sort(key=lambda verdict: order[verdict.mutant.id])
     return Campaign(tuple(verdicts), controls, problems, skipped, matrix, manifest)
@@ -220,14 +220,27 @@ def _verdict(mutant: Mutant, result: Result, excused: Mapping[str, str]) -> Verd
     return Verdict(mutant, status, result["kills"], float(result["seconds"]), message)
 
 
-def _run_controls(mutants: Sequence[Mutant], root: Path, jobs: int) -> tuple[str, ...]:
-    pairs = list(dict.fromkeys((mutant.backend, mutant.op) for mutant in mutants))
-    found = []
-    for (backend, op), result in _ask_all([(backend, (backend, op)) for backend, op in pairs], root, jobs, False):
+@dataclass(frozen=True)
+class _Control:
+    """Cases of one op and backend that must pass without any mutant."""
+
+    backend: str
+    op: str
+    cases: tuple[str, ...]
+
+
+def _run_controls(verdicts: Sequence[Verdict], root: Path, jobs: int) -> tuple[str, ...]:
+    killers: dict[tuple[str, str], dict[str, None]] = {}
+    for verdict in verdicts:
+        found = killers.setdefault((verdict.mutant.backend, verdict.mutant.op), {})
+        found.update({kill["case"]: None for kill in verdict.kills.values() if kill["case"]})
+    wanted = [_Control(backend, op, tuple(cases)) for (backend, op), cases in killers.items() if cases]
+    failed = []
+    for control, result in _ask_all([(control.backend, control) for control in wanted], root, jobs, False):
         if result["status"] != "survived":
             reason = next(iter(result["kills"].values()), {"case": "", "message": result.get("message", "nothing ran")})
-            found.append(f"{backend}, {op}: {reason['case']} {reason['message']}")
-    return tuple(found)
+            failed.append(f"{control.backend}, {control.op}: {reason['case']} {reason['message']}")
+    return tuple(failed)
 
 
 def _ask_all(items: Sequence[tuple[str, Any]], root: Path, jobs: int, matrix: bool) -> Iterable[tuple[Any, Result]]:
@@ -241,9 +254,9 @@ def _ask_all(items: Sequence[tuple[str, Any]], root: Path, jobs: int, matrix: bo
 
         def ask(item: Any, free: SimpleQueue[_Worker] = free) -> tuple[Any, Result]:
             worker = free.get()
-            name, op = (item.id, item.op) if isinstance(item, Mutant) else (None, item[1])
+            name, cases = (item.id, ()) if isinstance(item, Mutant) else (None, item.cases)
             try:
-                return item, worker.ask({"id": name, "op": op, "matrix": matrix})
+                return item, worker.ask({"id": name, "op": item.op, "matrix": matrix, "cases": cases})
             finally:
                 free.put(worker)
 

@@ -1,8 +1,8 @@
 """A process that forks one child per mutant: ``python -m walsh.suite.mutants.worker BACKEND VECTORS``.
 
 The parent imports what takes long (NumPy, PyTorch, Triton, the suite and its vectors) and nothing that can be mutated.
-Requests are JSON lines on stdin, ``{"id": ..., "op": ..., "matrix": bool}`` with id null for the control, which changes
-nothing; replies are JSON lines on stdout::
+Requests are JSON lines on stdin, ``{"id": ..., "op": ..., "matrix": bool, "cases": [...]}``, id null for the control,
+which changes nothing and runs the named cases only; replies are JSON lines on stdout::
 
     {"id": ..., "op": ..., "status": "killed" | "survived" | "broken", "kills": {lane: {case, message}}, "seconds": ...}
 
@@ -94,6 +94,8 @@ def _child(request: Mapping[str, Any], backend: str, cases: list[Case], policy: 
             mutant = find_mutant(str(request["id"]))
             install(mutant)
             lane = mutant.killer
+        else:
+            cases = [case for case in cases if case.name in request["cases"]]
         result = judge(backend, cases, policy, lane, bool(request["matrix"]))
     except WalshError as error:
         result = {"status": "broken", "kills": {}, "ran": 0, "message": f"{type(error).__name__}: {error}"}
@@ -114,7 +116,7 @@ def _run(request: Mapping[str, Any], backend: str, cases: list[Case], policy: Po
         os.dup2(2, 1)  # what a kernel prints must not end up among the replies
         _child(request, backend, cases, policy, writing)
     os.close(writing)
-    data, deadline = b"", started + TIMEOUT
+    data, deadline = b"", started + TIMEOUT * max(1, len(request["cases"]))
     while select.select([reading], [], [], max(0.0, deadline - time.perf_counter()))[0]:
         piece = os.read(reading, 1 << 16)
         if not piece:
