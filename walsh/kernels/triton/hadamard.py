@@ -139,7 +139,9 @@ def _check_transform(x: Tensor, normalize: bool) -> None:
         raise ShapeError(f"x has shape {list(x.shape)}: expected [..., n] with n a power of two; pad with zeros")
     if x.dtype in INTEGERS:
         if normalize:
-            raise DTypeError(f"x is {x.dtype}: expected float; integers are transformed with normalize=False only")
+            raise ParameterError(
+                f"normalize is True and x is {x.dtype}: integers are transformed with normalize=False only"
+            )
     else:
         require_float("x", x)
 
