@@ -324,6 +324,15 @@ class Blocks:
 SIDES = ("bm", "bn", "bk", "warps", "stages")
 """What ``configs.json`` holds for a shape."""
 
+TENSOR_CORE_BLOCKS = {
+    1: Blocks(128, 64, 64, 8, 3),
+    2: Blocks(64, 64, 64, 4, 2),
+    4: Blocks(64, 32, 32, 4, 2),
+    8: Blocks(64, 16, 32, 4, 2),
+    16: Blocks(64, 16, 32, 4, 2, False),
+}
+"""Tiles of 16-bit and int8 products by D: 64 rows feed a warp group of Hopper, and nothing spills (``compile.py``)."""
+
 _TRITON_TYPES = {
     torch.float64: tl.float64,
     torch.float32: tl.float32,
@@ -406,22 +415,19 @@ def choose_blocks(
         bm, bn, bk, warps, stages = (measured[side] for side in SIDES)
         return Blocks(bm, bn, bk, warps, stages, unroll)
     if wide:
-        area = max(256, (4096 if dot == torch.float32 else 2048) // d)
-        bm = min(64, 1 << ((area.bit_length() - 1) // 2))
-        blocks = Blocks(bm, min(64, area // bm), 16, 8, 1, unroll)
+        area = max(256, (2048 if dot == torch.float32 else 1024) // d)
+        bm = min(32, 1 << ((area.bit_length() - 1) // 2))
+        blocks = Blocks(bm, min(64, area // bm), 16, 4, 2 if d == 1 else 1, unroll)
     elif fast:
         # Transformed tiles of p and q live beside the accumulators.
         blocks = Blocks(64, max(16, 256 // d), 16, 8, 2, unroll)
     else:
-        area = min(16384, 32768 // d)
-        bm = min(128, 1 << ((area.bit_length() - 1) // 2))
-        blocks = Blocks(bm, min(128, area // bm), 64 if d <= 2 else 32, 8, 3 if d <= 4 else 2, unroll)
+        blocks = TENSOR_CORE_BLOCKS[d]
     bm = max(16, min(blocks.bm, next_power_of_two(rows)))
-    bn = max(16, min(blocks.bn, next_power_of_two(cols)))
-    while bn > 16 and cdiv(rows, bm) * cdiv(cols, bn) < processors(device):
+    bn = max(16, min(blocks.bn if bm == blocks.bm else 32, next_power_of_two(cols)))
+    while bn > (32 if d == 8 and not wide else 16) and cdiv(rows, bm) * cdiv(cols, bn) < processors(device):
         bn //= 2
-    warps = 4 if bm * bn * d <= 8192 and d < 8 and not wide else blocks.warps
-    return Blocks(bm, bn, blocks.bk, warps, blocks.stages, unroll)
+    return Blocks(bm, bn, blocks.bk, blocks.warps, blocks.stages, unroll)
 
 
 def choose_splits(rows: int, cols: int, reds: int, blocks: Blocks, device: torch.device) -> int:

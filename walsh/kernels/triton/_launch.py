@@ -204,6 +204,8 @@ def launch(
     # here.
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
+        # The interpreter of Triton 3.6 takes numbers from arrays of one element, which NumPy 2.4 no longer allows.
+        warnings.simplefilter("ignore", DeprecationWarning)
         kernel[grid](*args, **constants, **options)
 
 

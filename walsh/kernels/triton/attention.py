@@ -44,7 +44,7 @@ def _tiles(tokens: int, keys: int, dot: torch.dtype) -> tuple[int, int]:
     if interpreting():
         return max(1, min(128, next_power_of_two(tokens))), max(1, min(128, next_power_of_two(keys)))
     wide = dot in (torch.float32, torch.float64)
-    return max(16, min(16 if wide else 64, next_power_of_two(tokens))), 32
+    return max(16, min(16 if wide else 32, next_power_of_two(tokens))), 32
 
 
 def _splits(batch: int, tokens: int, heads: int, keys: int, tile: tuple[int, int], device: torch.device) -> int:
@@ -136,13 +136,14 @@ def _backward(
     size = max(16, next_power_of_two(features))
     delta = torch.empty_like(lse)
     dot = dot_dtype(q, k, v)
-    tile = _tiles(tokens, keys, dot)
+    tile, wide = _tiles(tokens, keys, dot), dot in (torch.float32, torch.float64)
     if not interpreting():
         # Two tiles of scores and up to four of features are live at once.
-        side = 16 if dot in (torch.float32, torch.float64) else 32
+        side = 16 if wide else 32
         tile = side, side
     scalars = (tokens, keys, heads, features, 1 / math.sqrt(features), 0 if positions.ndim == 1 else tokens)
     constants = {
+        "warps": 8 if wide else 4,
         "DOT": _TRITON_TYPES[dot],
         "ACC": _TRITON_TYPES[accumulator(dot)],
         "BT": tile[0],

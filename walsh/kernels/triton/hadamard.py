@@ -192,7 +192,7 @@ def choose_blocks(count: int, cols: int, reds: int, n: int, dot: torch.dtype, de
     bm = min(64, 1 << (area.bit_length() // 2))
     bm = max(16, min(bm, next_power_of_two(count)))
     bn = max(16, min(area // bm, 64, next_power_of_two(cols)))
-    return Blocks(bm, bn, 16 if wide else 32, 8 if n * bm * bn > 4096 else 4, 1)
+    return Blocks(bm, bn, 16 if wide else 32, 4 if n * bm * bn <= 4096 else 16 if wide else 8, 1)
 
 
 def _matrix(x: Tensor, features: int) -> Tensor:
@@ -434,7 +434,7 @@ def _weight_gradient(
     count, reds = source.shape[0], source.shape[1] // n
     dot = dot_dtype(dflat, source)
     blocks = choose_blocks(cols, reds, count, n, dot, w.device)
-    step = blocks.bk
+    step = min(blocks.bk, 16) if not interpreting() else blocks.bk
     if interpreting():
         splits = 2 if count >= 48 else 1
     else:
@@ -458,7 +458,7 @@ def _weight_gradient(
         dflat.stride(0),
         source.stride(0),
         share,
-        warps=blocks.warps,
+        warps=8,
         stages=blocks.stages,
         N=n,
         NORM=1 / math.sqrt(n),
