@@ -47,11 +47,32 @@ def _exit_code(error: WalshError) -> int:
     return Exit.USAGE if isinstance(error, ParameterError) else Exit.FAILURE
 
 
+def _missing(command: str, extra: str, error: ModuleNotFoundError) -> BackendError:
+    """What to say of a package that a command needs.
+
+    Raises:
+        ModuleNotFoundError: ``error`` itself, if the module is one of walsh's own.
+    """
+    if (error.name or "").partition(".")[0] == "walsh":
+        raise error
+    return BackendError(f"walsh {command} needs {error.name}, which is not installed: pip install 'walsh[{extra}]'")
+
+
 class WalshGroup(click.Group):
     """A group whose mistakes end in one line with walsh's exit codes, and whose commands are imported when used.
 
     A command needs the packages of its own extra and of no other: ``walsh conformance`` runs without PyTorch.
     """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; a package missing from inside it is told like one missing at its import."""
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            name = ctx.invoked_subcommand or ""
+            if name not in COMMANDS:
+                raise
+            raise _missing(name, COMMANDS[name][1], error) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature
         """Names, in the order of ``COMMANDS``."""
@@ -70,11 +91,7 @@ class WalshGroup(click.Group):
         try:
             command: click.Command = getattr(importlib.import_module(module), attribute)
         except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] == "walsh":
-                raise
-            raise BackendError(
-                f"walsh {cmd_name} needs {error.name}, which is not installed: pip install 'walsh[{extra}]'"
-            ) from None
+            raise _missing(cmd_name, extra, error) from error
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  # click's signature

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -164,6 +165,17 @@ def test_exit_64(walsh, arguments):
 
 def test_exit_64_for_an_unknown_command():
     assert CliRunner().invoke(main, ["conform"]).exit_code == 64
+
+
+@pytest.mark.parametrize(("missing", "code"), [("torch", 4), ("walsh.nothing", 70)])
+def test_a_package_missing_inside_a_command_names_its_extra(monkeypatch, missing, code):
+    def needs_it() -> None:
+        raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
+
+    monkeypatch.setattr(main, "get_command", lambda *_: click.Command("train", callback=needs_it))
+    found = CliRunner().invoke(main, ["train"])
+    assert found.exit_code == code, found.output
+    assert ("pip install 'walsh[train]'" in found.output) == (missing == "torch")
 
 
 def test_debug_shows_tracebacks(walsh):

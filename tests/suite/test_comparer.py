@@ -115,6 +115,28 @@ def test_exactly_at_a_bound_and_one_ulp_above():
     assert passed == [True, True, True, True, False, False]
 
 
+SMALLEST = {"float64": 2.0**-1074, "float32": 2.0**-149, "float16": 2.0**-24, "bfloat16": 2.0**-133}
+
+
+@pytest.mark.parametrize("dtype", SMALLEST)
+def test_half_of_the_smallest_subnormal_is_allowed_and_no_more(dtype):
+    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    zero, tiny = np.zeros(1, dtype=kind), np.array([SMALLEST[dtype]], dtype=np.float64).astype(kind)
+    assert float(tiny[0]) == SMALLEST[dtype]
+    assert bound(zero, [0.0], magnitude=0.0, terms=0).budget == SMALLEST[dtype] / 2
+    assert not bound(tiny, [0.0], magnitude=0.0, terms=0).passed
+    if dtype != "float64":  # half of float64's smallest number is no float64
+        assert bound(zero, [SMALLEST[dtype] / 2], magnitude=0.0, terms=0).passed
+        assert bound(tiny, [SMALLEST[dtype] / 2], magnitude=0.0, terms=0).passed
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("float64", 53), ("float32", 24), ("float16", 11), ("bfloat16", 8)])
+def test_one_rounding_to_the_output_is_allowed(dtype, bits):
+    kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    found = bound(np.ones(1, dtype=kind), [1.0], magnitude=0.0, terms=0)
+    assert found.budget == pytest.approx(2.0**-bits + SMALLEST[dtype] / 2, rel=1e-6)
+
+
 def test_share_narrows_the_bound():
     up = np.array([0x3F800001], dtype=np.uint32).view(np.float32)
     assert bound(up, [1.0], magnitude=2.0, share=1.0).passed

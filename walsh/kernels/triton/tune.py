@@ -5,8 +5,8 @@
     python -m walsh.kernels.triton.tune --rows 2048 --features 4096 --algebra octonion --dtype bfloat16
 
 For the shape (M, N, K, D, dtype) of a square layer's forward, which is also that of its gradient of x, and for that of
-its gradient of w, the candidates are pruned to those whose accumulators fit the registers and whose tiles fit the shape;
-each is timed, and the fastest is written under the device's name. Nothing is written without a GPU.
+its gradient of w, the candidates are pruned to those whose accumulators fit the registers and whose tiles fit the
+shape; each is timed, and the fastest is written under the device's name. Nothing is written without a GPU.
 """
 
 from __future__ import annotations
