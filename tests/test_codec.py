@@ -187,7 +187,7 @@ def test_wrong_models_are_not_written():
     with pytest.raises(ParameterError, match="superfluous"):
         codec.dump(weights | {"more": weights["norm.weight"]}, CONFIG)
     with pytest.raises(StrictError):
-        codec.dump(weights, CONFIG | {"activation_bits": None})
+        codec.dump(weights, CONFIG | {"ternary": False})
     with pytest.raises(ParameterError, match="size or speed"):
         codec.dump(weights, CONFIG, prefer="beauty")
 
@@ -332,10 +332,33 @@ def test_spin_bytes_are_the_published_ones():
     assert content == expected
 
 
-def test_spin_version_2_codes():
-    record = b"T" + b"\x01\0w" + b"\x01" + b"\x05\0\0\0" + b"\x02\0\0\0" + bytes([0b10010000, 0b10000000])
-    weights, _, _ = spin.load(b"SPIN" + b"\x02\0" + b"\x02\0\0\0{}" + record + b"END!")
-    assert weights["w"].tolist() == [1, 0, -1, -1, 1]
+def _older(version, payload):
+    return b"SPIN" + bytes([version, 0]) + b"\x02\0\0\0{}" + b"T\x01\0w" + payload + b"END!"
+
+
+def test_spin_version_2_pads_every_row():
+    shape = b"\x02" + b"\x02\0\0\0" + b"\x05\0\0\0"
+    stored = bytes([0b10010000, 0b10010101, 0b01010101, 0b00010101])
+    array = b"\0\x02" + b"\x02\0\0\0" + b"\x02\0\0\0" + stored
+    weights, _, _ = spin.load(_older(2, shape + array))
+    assert weights["w"].tolist() == [[1, 0, -1, -1, 1], [0, 0, 0, 0, -1]]
+    with pytest.raises(FormatError, match="code 3"):
+        spin.load(_older(2, shape + array[:-1] + b"\xff"))
+    with pytest.raises(FormatError, match="version 3 does not describe"):
+        spin.load(_older(3, shape + array))
+
+
+def test_spin_version_1_is_sparse():
+    def payload(places, signs):
+        head = b"\x02" + b"\x02\0\0\0" + b"\x03\0\0\0" + len(signs).to_bytes(4, "little")
+        rows = b"\x01\x02" + len(signs).to_bytes(4, "little") + b"\x02\0\0\0" + np.array(places, "<i4").tobytes()
+        return head + rows + b"\0\x01" + len(signs).to_bytes(4, "little") + np.array(signs, np.int8).tobytes()
+
+    weights, _, _ = spin.load(_older(1, payload([[0, 1], [1, 2]], [-1, 1])))
+    assert weights["w"].tolist() == [[0, -1, 0], [0, 0, 1]]
+    for places, signs in (([[0, 3]], [1]), ([[0, -1]], [1]), ([[0, 1]], [2]), ([[0, 1], [0, 1]], [1, 1])):
+        with pytest.raises(FormatError):
+            spin.load(_older(1, payload(places, signs)))
 
 
 def test_spin_refuses():

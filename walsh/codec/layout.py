@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,11 +34,13 @@ class Stored:
         packing: ``raw``, a packing of ``walsh.codec.packings``, or ``deflate``.
         shape: of the tensor.
         data: what is stored.
+        considered: bytes of every packing that the writer compared; empty where it had no choice, and when reading.
     """
 
     packing: str
     shape: tuple[int, ...]
     data: Array
+    considered: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,3 +62,12 @@ class WalshFile:
     stored: dict[str, Stored] = field(repr=False)
     tokens: tuple[bytes, ...] = field(repr=False)
     size: int
+
+
+def strict_form(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration under which a file's tensors are strict weights.
+
+    A model with float activations (``activation_bits`` null, as published ones) is stored as if it had int8 ones: the
+    tensors are the same, and only what computes with them differs.
+    """
+    return {**config, "activation_bits": 8} if config.get("activation_bits", 8) is None else dict(config)

@@ -238,23 +238,28 @@ def fits_int4(codes: NDArray[Any]) -> bool:
     )
 
 
-def choose(codes: Codes, prefer: str = "size") -> tuple[str, Bytes]:
-    """The best packing of a ternary tensor.
+def compare(codes: Codes, prefer: str = "size") -> tuple[str, Bytes, dict[str, int]]:
+    """The best packing of a ternary tensor, and what it was compared with.
 
     Args:
         codes: int8 [...] in {-1, 0, 1}.
-        prefer: ``size``, or ``speed`` of decoding.
+        prefer: ``size``, or ``speed`` of decoding, which needs no comparison.
 
     Returns:
-        (packing, bytes).
+        (packing, bytes, size in bytes of every packing that was tried).
 
     Raises:
         ParameterError: another preference, or codes that are not ternary.
     """
     if prefer == "speed":
-        return SPEED[0], pack(codes, SPEED[0])
+        return SPEED[0], pack(codes, SPEED[0]), {}
     if prefer != "size":
         raise ParameterError(f"prefer {prefer!r}: expected size or speed")
     packed = {packing: pack(codes, packing) for packing in TERNARY}
     best = min(packed, key=lambda packing: (packed[packing].size, SPEED.index(packing)))
-    return best, packed[best]
+    return best, packed[best], {packing: found.size for packing, found in packed.items()}
+
+
+def choose(codes: Codes, prefer: str = "size") -> tuple[str, Bytes]:
+    """(packing, bytes) of the best packing; arguments and errors as :func:`compare`."""
+    return compare(codes, prefer)[:2]

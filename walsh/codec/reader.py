@@ -27,7 +27,9 @@ from walsh.codec.layout import (
     Array,
     Stored,
     WalshFile,
+    strict_form,
 )
+from walsh.codec.tokenizer import BytePairTokenizer
 from walsh.data.tokenizers import Tokenizer, from_dict
 from walsh.errors import FormatError, NonFiniteError
 
@@ -163,7 +165,7 @@ def _describe(record: Mapping[str, Any], tensors: Mapping[str, Array], verify: b
 
 def _tokens(stored: Stored | None) -> tuple[bytes, ...]:
     if stored is None:
-        return ()
+        raise FormatError(f"tensor {TOKENS!r} is missing: a byte-pair tokenizer has its tokens there")
     content = stored.data.tobytes()
     if stored.packing == "deflate":
         content = packings.inflate(content, _elements(TOKENS, stored.shape))
@@ -198,13 +200,14 @@ def load(content: bytes, verify: bool = True) -> WalshFile:
     tensors = _tensors(header, content, start)
     record = _record(header)
     stored = _describe(record, tensors, verify)
-    tokens = _tokens(stored.get(TOKENS))
     weights = {}
     for name, item in stored.items():
         if name != TOKENS:
             weights[name] = _finite(name, _unpack(item))
-    check_weights(weights, record["config"])
-    return WalshFile(weights, record["config"], _tokenizer(record["tokenizer"]), stored, tokens, len(content))
+    check_weights(weights, strict_form(record["config"]))
+    tokenizer = _tokenizer(record["tokenizer"], stored.get(TOKENS), record["config"]["vocab_size"])
+    tokens = tokenizer.tokens if isinstance(tokenizer, BytePairTokenizer) else ()
+    return WalshFile(weights, record["config"], tokenizer, stored, tokens, len(content))
 
 
 def _finite(name: str, weight: Array) -> Array:
@@ -219,12 +222,16 @@ def _unpack(item: Stored) -> Array:
     return packings.unpack(item.data, item.packing, item.shape)
 
 
-def _tokenizer(record: Any) -> Tokenizer | None:
+def _tokenizer(record: Any, stored: Stored | None, vocabulary: int) -> Tokenizer | None:
     if record is None:
         return None
     if not isinstance(record, dict):
         raise FormatError(f"the record's tokenizer is {record!r}: expected an object or null")
-    return from_dict(record)
+    pairs = record.get("kind") == BytePairTokenizer.kind
+    tokenizer = BytePairTokenizer(_tokens(stored)) if pairs else from_dict(record)
+    if tokenizer.end_token > vocabulary:
+        raise FormatError(f"a tokenizer of {tokenizer.end_token} tokens for a vocabulary of {vocabulary}")
+    return tokenizer
 
 
 def read_walsh(path: str | os.PathLike[str], verify: bool = True) -> WalshFile:

@@ -7,13 +7,15 @@
     marker     payload
     E A        f32 scale, int8 array: value = code * scale                       an embedding; a hash table
     B          u8 ndim, u32 dims, u32 non-zeros, u32 bytes, mask, u32 bytes, signs    a ternary tensor
-    T          u8 ndim, u32 dims, u32 bytes, codes q + 1, four a byte, first highest  the same, version 2
+    T          u8 ndim, u32 dims, int8 array of codes q + 1: four a byte, first highest, rows padded    version 2
+               u8 ndim, u32 dims, u32 non-zeros, int32 array [non-zeros, ndim] of places, int8 array of signs    1
     I          float16 array                                                     importance of a hash embedding
     J          int32 array                                                       its indices
     L S N H h  float16 array                                                     scales, norms, mixers
     R          float32 array
 
-Versions 1 to 3 are read as far as their own bytes describe them: the records are the same, with fewer markers.
+Versions 1 to 3 are read as far as their own bytes describe them: the records are the same, with fewer markers. What
+version 3 wrote for ternary tensors is not known; its other records are read.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import json
 import os
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -99,31 +102,104 @@ def _bitmask(source: _Bytes, what: str) -> Array:
     return codes
 
 
-def _two_bits(source: _Bytes, what: str) -> Array:
+def _packed_rows(source: _Bytes, what: str) -> Array:
+    """Ternary codes of version 2."""
     shape = _dims(source, what)
-    stored = np.frombuffer(source.take(source.number("I", what), what), dtype=np.uint8)
-    size = int(np.prod(shape, dtype=np.int64))
-    if stored.size != -(-size // 4):
-        raise FormatError(f"{what} has {stored.size} packed bytes: expected {-(-size // 4)}")
-    codes = ((stored[:, None] >> np.array([6, 4, 2, 0], dtype=np.uint8)) & 3).ravel()[:size]
+    stored = _array(source, what, np.int8).view(np.uint8)
+    if not shape or stored.shape != (*shape[:-1], -(-shape[-1] // 4)):
+        raise FormatError(f"{what} of shape {list(shape)} is packed as {list(stored.shape)}: expected rows of 4 a byte")
+    codes = ((stored[..., None] >> np.array([6, 4, 2, 0], dtype=np.uint8)) & 3).reshape(*shape[:-1], -1)
+    codes = codes[..., : shape[-1]]
     if (codes == 3).any():
         raise FormatError(f"{what} holds code 3: expected 0, 1 or 2")
-    return (codes.astype(np.int8) - np.int8(1)).reshape(shape)
+    return codes.astype(np.int8) - np.int8(1)
 
 
-def _record(source: _Bytes, marker: str, name: str) -> Array:
+def _sparse(source: _Bytes, what: str) -> Array:
+    """Ternary codes of version 1: places and signs of what is not zero."""
+    shape = _dims(source, what)
+    count = source.number("I", what)
+    places, signs = _array(source, what, np.int32), _array(source, what, np.int8)
+    if places.shape != (count, len(shape)) or signs.shape != (count,) or (np.abs(signs.astype(np.int16)) != 1).any():
+        raise FormatError(f"{what}: expected {count} places of {len(shape)} indices, and as many signs of -1 or 1")
+    size = int(np.prod(shape, dtype=np.int64))
+    # No packing stands for zeros at no cost: such a tensor must not make a short file allocate much.
+    if size > 4096 * max(count, 1) or (places < 0).any() or (places >= np.array(shape, dtype=np.int64)).any():
+        raise FormatError(f"{what} of shape {list(shape)}: a place outside it, or hardly any non-zeros")
+    codes = np.zeros(shape, dtype=np.int8)
+    codes[tuple(places.T)] = signs
+    if int(np.count_nonzero(codes)) != count:
+        raise FormatError(f"{what} names a place twice")
+    return codes
+
+
+@dataclass(frozen=True)
+class Record:
+    """One tensor as the file has it.
+
+    Attributes:
+        name: the published one.
+        marker: how it is stored.
+        values: int8 codes of ternary tensors and of those with a scale, int32 indices, float32 for the rest.
+        scale: by which codes are multiplied, or None.
+    """
+
+    name: str
+    marker: str
+    values: Array
+    scale: np.float32 | None = None
+
+    @property
+    def weight(self) -> Array:
+        """The tensor: codes times scale where there is one."""
+        return self.values if self.scale is None else self.values.astype(np.float32) * self.scale
+
+
+def _record(source: _Bytes, version: int, marker: str, name: str) -> Record:
     what = f"record {name!r}"
     if marker in "EA":
         scale = source.number("f", what)
         if not abs(scale) * 128 < float(np.finfo(np.float32).max):
             raise FormatError(f"{what} has scale {scale}: expected one that leaves values finite")
-        return _array(source, what, np.int8).astype(np.float32) * np.float32(scale)
+        return Record(name, marker, _array(source, what, np.int8), np.float32(scale))
     if marker == "B":
-        return _bitmask(source, what)
+        return Record(name, marker, _bitmask(source, what))
     if marker == "T":
-        return _two_bits(source, what)
+        if version > 2:
+            raise FormatError(f"{what} has marker T, which version {version} does not describe")
+        return Record(name, marker, _sparse(source, what) if version == 1 else _packed_rows(source, what))
     found = _array(source, what, _PLAIN[marker])
-    return found if marker == "J" else found.astype(np.float32)
+    return Record(name, marker, found if marker == "J" else found.astype(np.float32))
+
+
+def read_records(content: bytes) -> tuple[list[Record], dict[str, Any], int]:
+    """Read the bytes of a file: (records in their order, the configuration, the version).
+
+    Raises:
+        FormatError: for whatever breaks the format.
+    """
+    source = _Bytes(content)
+    if source.take(4, "the magic") != MAGIC:
+        raise FormatError(f"the file starts with {content[:4]!r}: expected {MAGIC!r}")
+    version = source.number("H", "the version")
+    if not 1 <= version <= 4:
+        raise FormatError(f"version {version}: expected 1 to 4")
+    config = parse_json("the configuration", source.take(source.number("I", "the configuration"), "the configuration"))
+    records: dict[str, Record] = {}
+    while source.peek(4) != END:
+        marker = chr(source.number("B", "a marker"))
+        if marker not in MARKERS:
+            raise FormatError(f"marker {marker!r}: expected one of {''.join(sorted(MARKERS))}, or the end")
+        try:
+            name = source.take(source.number("H", "a name"), "a name").decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise FormatError(f"a name is not UTF-8: {error}") from None
+        if name in records:
+            raise FormatError(f"record {name!r} stands twice")
+        records[name] = _record(source, version, marker, name)
+    source.take(4, "the end")
+    source.require_end()
+    return list(records.values()), config, version
 
 
 def load(content: bytes) -> tuple[dict[str, Array], dict[str, Any], dict[str, str]]:
@@ -136,29 +212,8 @@ def load(content: bytes) -> tuple[dict[str, Array], dict[str, Any], dict[str, st
     Raises:
         FormatError: for whatever breaks the format.
     """
-    source = _Bytes(content)
-    if source.take(4, "the magic") != MAGIC:
-        raise FormatError(f"the file starts with {content[:4]!r}: expected {MAGIC!r}")
-    version = source.number("H", "the version")
-    if not 1 <= version <= 4:
-        raise FormatError(f"version {version}: expected 1 to 4")
-    config = parse_json("the configuration", source.take(source.number("I", "the configuration"), "the configuration"))
-    weights: dict[str, Array] = {}
-    markers: dict[str, str] = {}
-    while source.peek(4) != END:
-        marker = chr(source.number("B", "a marker"))
-        if marker not in MARKERS:
-            raise FormatError(f"marker {marker!r}: expected one of {''.join(sorted(MARKERS))}, or the end")
-        try:
-            name = source.take(source.number("H", "a name"), "a name").decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise FormatError(f"a name is not UTF-8: {error}") from None
-        if name in weights:
-            raise FormatError(f"record {name!r} stands twice")
-        weights[name], markers[name] = _record(source, marker, name), marker
-    source.take(4, "the end")
-    source.require_end()
-    return weights, config, markers
+    records, config, _ = read_records(content)
+    return {one.name: one.weight for one in records}, config, {one.name: one.marker for one in records}
 
 
 def load_walsh(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, Any]]:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from walsh.codec import packings
-from walsh.codec.layout import FORMAT, NAMES, ORDER, TOKENS, VERSION, Array, Stored
+from walsh.codec.layout import FORMAT, NAMES, ORDER, TOKENS, VERSION, Array, Stored, strict_form
 from walsh.codec.rows import table_stems
 from walsh.data.tokenizers import Tokenizer
 from walsh.errors import DTypeError, ParameterError
@@ -45,9 +45,50 @@ def _store(name: str, tensor: Array, tables: set[str], prefer: str, chosen: str 
         packing = chosen or ("int4" if packings.fits_int4(tensor) else "raw")
         return Stored(packing, tensor.shape, tensor if packing == "raw" else packings.pack(tensor, packing))
     if tensor.dtype == np.int8 and name.endswith(".codes") and ".mixer." not in name:
-        packing, data = (chosen, packings.pack(tensor, chosen)) if chosen else packings.choose(tensor, prefer)
-        return Stored(packing, tensor.shape, data)
+        if chosen:
+            return Stored(chosen, tensor.shape, packings.pack(tensor, chosen))
+        packing, data, considered = packings.compare(tensor, prefer)
+        return Stored(packing, tensor.shape, data, considered)
     return Stored("raw", tensor.shape, tensor)
+
+
+def store(
+    weights: Mapping[str, Array],
+    config: Mapping[str, Any],
+    tokenizer: Tokenizer | None = None,
+    prefer: str = "size",
+    packing: Mapping[str, str] | None = None,
+) -> dict[str, Stored]:
+    """Every tensor as the file will have it; arguments and errors as :func:`dump`."""
+    from walsh.reference.strict.weights import check_weights
+
+    check_weights(weights, strict_form(config))
+    tables = _tables(config)
+    chosen = packing or {}
+    stored = {name: _store(name, tensor, tables, prefer, chosen.get(name)) for name, tensor in weights.items()}
+    if tokenizer is not None and tokenizer.kind == "gpt2":
+        stored[TOKENS] = _pack_tokens(tokenizer.token_bytes(i) for i in range(tokenizer.end_token))
+    return stored
+
+
+def assemble(stored: Mapping[str, Stored], config: Mapping[str, Any], tokenizer: Tokenizer | None = None) -> bytes:
+    """The file of tensors that :func:`store` made."""
+    record = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": dict(config),
+        "tokenizer": None if tokenizer is None else tokenizer.to_dict(),
+        "tensors": {
+            name: {
+                "packing": item.packing,
+                "shape": list(item.shape),
+                "sha256": hashlib.sha256(_little_endian(item.data)).hexdigest(),
+            }
+            for name, item in sorted(stored.items())
+        },
+    }
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _assemble(stored, _tables(config), text)
 
 
 def dump(
@@ -74,29 +115,11 @@ def dump(
         ParameterError, StrictError: an incomplete or superfluous weight, a wrong configuration or preference.
         DTypeError, ShapeError: a weight that is not what the configuration says.
     """
-    from walsh.reference.strict.weights import check_weights
+    return assemble(store(weights, config, tokenizer, prefer, packing), config, tokenizer)
 
-    check_weights(weights, config)
-    tables = {f"{stem}.codes" for stem in table_stems(config)}
-    chosen = packing or {}
-    stored = {name: _store(name, tensor, tables, prefer, chosen.get(name)) for name, tensor in weights.items()}
-    if tokenizer is not None and tokenizer.kind == "gpt2":
-        stored[TOKENS] = _pack_tokens(tokenizer.token_bytes(i) for i in range(tokenizer.end_token))
-    record = {
-        "format": FORMAT,
-        "version": VERSION,
-        "config": dict(config),
-        "tokenizer": None if tokenizer is None else tokenizer.to_dict(),
-        "tensors": {
-            name: {
-                "packing": item.packing,
-                "shape": list(item.shape),
-                "sha256": hashlib.sha256(_little_endian(item.data)).hexdigest(),
-            }
-            for name, item in sorted(stored.items())
-        },
-    }
-    return _assemble(stored, tables, json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False))
+
+def _tables(config: Mapping[str, Any]) -> set[str]:
+    return {f"{stem}.codes" for stem in table_stems(config)}
 
 
 def _little_endian(array: Array) -> bytes:

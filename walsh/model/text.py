@@ -1,8 +1,6 @@
 """Text in, text out: a checkpoint with its tokenizer, and generation that streams characters.
 
-    text of a sequence = decoded tokens up to, and without, the first stop text
-
-A stop text may be spread over tokens: what could become one is held back until it is decided.
+text of a sequence = decoded tokens up to, and without, the first stop text
 """
 
 from __future__ import annotations
@@ -20,6 +18,7 @@ from walsh.kernels import torch as kernels
 from walsh.model.checkpoint import Checkpoint, load_checkpoint
 from walsh.model.config import WalshConfig
 from walsh.model.generation import SamplingConfig, stream
+from walsh.model.stop import StopFilter
 from walsh.model.transformer import Walsh
 
 
@@ -53,7 +52,8 @@ def open_model(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> tu
     """The same from a checkpoint in memory."""
     tokenizer = from_dict(checkpoint.tokenizer)
     config = WalshConfig.from_dict(checkpoint.model)
-    if tokenizer.vocab_size > config.vocab_size:
+    # A published vocabulary of characters has no end token; it would be the id after the last.
+    if tokenizer.end_token > config.vocab_size:
         raise ParameterError(
             f"the tokenizer has {tokenizer.vocab_size} tokens and the model {config.vocab_size}: expected no more"
         )
@@ -68,49 +68,6 @@ def round_weights(weights: Mapping[str, Tensor], config: WalshConfig) -> dict[st
         name: kernels.ternary(w, config.rule)[0] if name in ternary and config.ternary and w.is_floating_point() else w
         for name, w in weights.items()
     }
-
-
-class StopFilter:
-    """Passes text on up to a stop text.
-
-    Args:
-        stop: texts that end a sequence.
-
-    Attributes:
-        ended: whether one was met.
-    """
-
-    def __init__(self, stop: Sequence[str]) -> None:
-        if not all(stop):
-            raise ParameterError("a stop text is empty: expected at least one character")
-        self._stop = stop
-        self._held = ""
-        self.ended = False
-
-    def push(self, text: str) -> str:
-        """What can be shown now."""
-        if self.ended:
-            return ""
-        self._held += text
-        places = [place for stop in self._stop if (place := self._held.find(stop)) >= 0]
-        if places:
-            self.ended = True
-            shown, self._held = self._held[: min(places)], ""
-            return shown
-        keep = max((_overlap(self._held, stop) for stop in self._stop), default=0)
-        cut = len(self._held) - keep
-        shown, self._held = self._held[:cut], self._held[cut:]
-        return shown
-
-    def finish(self) -> str:
-        """What was held back in vain."""
-        shown, self._held = self._held, ""
-        return shown
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of text that stop begins with."""
-    return next(n for n in range(min(len(text), len(stop) - 1), -1, -1) if text.endswith(stop[:n]))
 
 
 def stream_text(
