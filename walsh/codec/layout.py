@@ -48,7 +48,7 @@ class WalshFile:
     """A file that was read.
 
     Attributes:
-        weights: strict weights by name.
+        weights: strict weights by name; empty in an outline.
         config: the model's configuration.
         tokenizer: or None.
         stored: packing, shape and bytes per tensor.

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from walsh.codec.layout import (
 from walsh.codec.tokenizer import BytePairTokenizer
 from walsh.data.tokenizers import Tokenizer, from_dict
 from walsh.errors import FormatError, NonFiniteError
+from walsh.reference.config import complete_config
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -182,6 +184,18 @@ def _tokens(stored: Stored | None) -> tuple[bytes, ...]:
     return tuple(tokens)
 
 
+def outline(content: bytes, verify: bool = True) -> WalshFile:
+    """A file without its weights: what it is, with no tensor unpacked; errors as :func:`load`, as far as they show."""
+    header, start = _header(content)
+    tensors = _tensors(header, content, start)
+    record = _record(header)
+    stored = _describe(record, tensors, verify)
+    config = complete_config(record["config"])
+    tokenizer = _tokenizer(record["tokenizer"], stored.get(TOKENS), config["vocab_size"])
+    tokens = tokenizer.tokens if isinstance(tokenizer, BytePairTokenizer) else ()
+    return WalshFile({}, record["config"], tokenizer, stored, tokens, len(content))
+
+
 def load(content: bytes, verify: bool = True) -> WalshFile:
     """Read the bytes of a file.
 
@@ -196,18 +210,10 @@ def load(content: bytes, verify: bool = True) -> WalshFile:
     """
     from walsh.reference.strict.weights import check_weights
 
-    header, start = _header(content)
-    tensors = _tensors(header, content, start)
-    record = _record(header)
-    stored = _describe(record, tensors, verify)
-    weights = {}
-    for name, item in stored.items():
-        if name != TOKENS:
-            weights[name] = _finite(name, _unpack(item))
-    check_weights(weights, strict_form(record["config"]))
-    tokenizer = _tokenizer(record["tokenizer"], stored.get(TOKENS), record["config"]["vocab_size"])
-    tokens = tokenizer.tokens if isinstance(tokenizer, BytePairTokenizer) else ()
-    return WalshFile(weights, record["config"], tokenizer, stored, tokens, len(content))
+    file = outline(content, verify)
+    weights = {name: _finite(name, _unpack(item)) for name, item in file.stored.items() if name != TOKENS}
+    check_weights(weights, strict_form(file.config))
+    return replace(file, weights=weights)
 
 
 def _finite(name: str, weight: Array) -> Array:

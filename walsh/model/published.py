@@ -38,7 +38,8 @@ class Shaped(Protocol):
         """How many they are."""
 
 
-T = TypeVar("T", bound=Shaped)
+T = TypeVar("T")
+S = TypeVar("S", bound=Shaped)
 
 _RULES = (
     (r"tok_embeddings\.weight", r"embedding.weight"),
@@ -83,7 +84,7 @@ def rename(tensors: Mapping[str, T]) -> dict[str, T]:
     return result
 
 
-def infer_config(weights: Mapping[str, T], given: Mapping[str, Any]) -> WalshConfig:
+def infer_config(weights: Mapping[str, S], given: Mapping[str, Any]) -> WalshConfig:
     """The configuration that weights have.
 
     Args:
@@ -96,10 +97,12 @@ def infer_config(weights: Mapping[str, T], given: Mapping[str, Any]) -> WalshCon
     try:
         table = weights["embedding.tables.0"] if "embedding.tables.0" in weights else weights["embedding.weight"]
         wq, gate = weights["blocks.0.attention.wq.weight"], weights["blocks.0.ffn.gate.weight"]
+        entries = weights["embedding.importance"] if "embedding.tables.0" in weights else table
     except KeyError as error:
         raise ParameterError(f"weight {error.args[0]!r} is missing: is this a Walsh model?") from None
     mixer = weights.get("blocks.0.mixer.weight", wq)
-    for name, weight, axes in (("embedding", table, 2), ("wq", wq, 3), ("gate", gate, 3), ("mixer", mixer, 3)):
+    parts = (("embedding", table, 2), ("importance", entries, 2), ("wq", wq, 3), ("gate", gate, 3), ("mixer", mixer, 3))
+    for name, weight, axes in parts:
         if weight.ndim != axes or 0 in weight.shape:
             raise ShapeError(f"the weight of {name} has shape {list(weight.shape)}: expected {axes} axes, none empty")
     n = wq.shape[0]
@@ -112,7 +115,7 @@ def infer_config(weights: Mapping[str, T], given: Mapping[str, Any]) -> WalshCon
         "algebra": "hadamard" if hadamard else names[n],
         "n_layer": 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks.")),
         "n_embd": table.shape[1],
-        "vocab_size": weights["embedding.importance"].shape[0] if tables else table.shape[0],
+        "vocab_size": entries.shape[0],
         "ffn_hidden": gate.shape[0] * gate.shape[1],
         "head_mixing": "blocks.0.mixer.weight" in weights,
         "hash_embeddings": tables,
