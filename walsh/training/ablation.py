@@ -54,6 +54,7 @@ class AblationConfig(BaseModel):
         seeds: one run of every variant each.
         baseline: the variant that the others are compared with and brought to.
         variants: keys of the model that each one changes.
+        overrides: ``SECTION.KEY=VALUE`` that change the base for every variant.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -63,6 +64,7 @@ class AblationConfig(BaseModel):
     seeds: list[int] = Field(min_length=1)
     baseline: str
     variants: dict[str, dict[str, Any]] = Field(min_length=2)
+    overrides: list[str] = []
 
     @model_validator(mode="after")
     def _consistent(self) -> AblationConfig:
@@ -124,7 +126,7 @@ class Comparison:
 
 
 def load_ablation(path: Path, overrides: Sequence[str] = ()) -> tuple[AblationConfig, TrainingConfig]:
-    """Read a comparison and its base; overrides are those of the base.
+    """Read a comparison and its base; overrides of the base come after the comparison's own.
 
     Raises:
         ParameterError: a file that is missing, malformed, or does not validate.
@@ -133,7 +135,7 @@ def load_ablation(path: Path, overrides: Sequence[str] = ()) -> tuple[AblationCo
         config = AblationConfig.model_validate(read_toml(path))
     except ValidationError as error:
         raise ParameterError(f"{path}: {explain(error, AblationConfig)}") from None
-    return config, load_config(path.parent / config.base, overrides)
+    return config, load_config(path.parent / config.base, [*config.overrides, *overrides])
 
 
 def size_variants(config: AblationConfig, base: TrainingConfig, vocab_size: int) -> dict[str, WalshConfig]:

@@ -2,7 +2,7 @@
 
 Each helper raises the typed error of ``walsh.errors`` whose message names the wrong value, the expected one and the
 remedy. Checks of *values* (ids, codes) need one scalar from the device; they are left out while a CUDA graph is being
-captured, where reading a scalar is impossible: validate once before capturing.
+captured or a program is compiled, where reading a scalar is impossible or would cut it in two: validate once before.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def require_optional(name: str, x: Tensor | None, shape: tuple[int, ...], letter
 
 def values_can_be_read(x: Tensor) -> bool:
     """Whether the host may look at elements of x now."""
-    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+    return not torch.compiler.is_compiling() and not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def require_range(name: str, x: Tensor, low: int, high: int, remedy: str) -> None:

@@ -1,3 +1,5 @@
+# ruff: noqa: ARG001
+# A fake implementation, and a gradient's setup, take every argument of their operation.
 """The hyper-complex linear layer, D = 1, 2, 4, 8, 16 (SPEC.md, section *cayley_dickson*).
 
     Y_i = beta * sum_j S[i, j] X_j W_{i xor j}^T                     x [..., D*K], w [D, N, K], beta [N], y [..., D*N]
@@ -15,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from walsh.algebra import DIMENSIONS
 from walsh.errors import DTypeError, ParameterError, ShapeError
@@ -50,62 +51,129 @@ def _check(x: Tensor, w: Tensor, beta: Tensor | None, method: str) -> int:
     return k
 
 
-class _Linear(torch.autograd.Function):
-    """The layer with or without rounding of weights and activations.
+@torch.library.custom_op("walsh_torch::cayley_dickson", mutates_args=())
+def _linear(
+    x: Tensor, w: Tensor, beta: Tensor | None, bits: int | None, rule: str | None, ste_clip: float | None, method: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The layer with or without rounding of weights and activations: y, then what the backward takes from here.
 
-    Saved for the backward: x (or its codes and scales, a quarter of the bytes), w or its codes, beta.
+    That is the codes of x [M, D*K], their scales [M, 1] and the codes of w [D, N, K], each empty where nothing was
+    rounded. To ``torch.compile`` and ``torch.export`` the layer is one node; ``_fake`` tells them its shapes.
     """
+    work = accumulate_dtype(x, w, beta)
+    d, m = w.shape[0], rows(x)
+    codes, scale, q = _nothing(x, rule is None, w)
+    if rule is not None:
+        q = ternary(w, rule)[0]
+    weight = w if rule is None else q
+    if bits is None:
+        y = product(x.reshape(m, d, w.shape[2]).to(work), weight.to(work), method)
+    else:
+        codes, scale = quantize_activations(x.reshape(m, x.shape[-1]))
+        y = integer_product(codes, weight).to(scale.dtype).div_(scale[:, :, None])
+    if beta is not None:
+        y = y.mul_(beta.to(y.dtype))
+    return y.reshape(*x.shape[:-1], d * w.shape[1]).to(x.dtype), codes, scale, q
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        w: Tensor,
-        beta: Tensor | None,
-        bits: int | None,
-        rule: str | None,
-        ste_clip: float | None,
-        method: str,
-    ) -> Tensor:
-        ctx.work = work = accumulate_dtype(x, w, beta)
-        ctx.method, ctx.ste_clip = method, ste_clip
-        d, m = w.shape[0], rows(x)
-        q = w if rule is None else ternary(w, rule)[0]
-        scale = None
-        if bits is None:
-            kept = x
-            y = product(x.reshape(m, d, w.shape[2]).to(work), q.to(work), method)
-        else:
-            kept, scale = quantize_activations(x.reshape(m, x.shape[-1]))
-            y = integer_product(kept, q).to(scale.dtype).div_(scale[:, :, None])
-        if beta is not None:
-            y = y.mul_(beta.to(y.dtype))
-        ctx.save_for_backward(kept, scale, q, w if ste_clip is not None else None, beta)
-        ctx.shape, ctx.dtypes = x.shape, (x.dtype, w.dtype)
-        return y.reshape(*x.shape[:-1], d * w.shape[1]).to(x.dtype)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        kept, scale, q, w, beta = ctx.saved_tensors
-        d, n, k = q.shape
-        m = rows(dy)
-        value = kept if scale is None else dequantize(kept, scale)
-        dx, dw, dbeta = gradients(
-            dy.reshape(m, d, n).to(ctx.work),
-            value.reshape(m, d, k).to(ctx.work),
-            q.to(ctx.work),
-            None if beta is None else beta.to(ctx.work),
-            ctx.needs_input_grad[:3],
-            ctx.method,
-        )
-        if dx is not None:
-            dx = dx.reshape(ctx.shape).to(ctx.dtypes[0])
-        if dw is not None:
-            dw = clip_gradient(dw, w, ctx.ste_clip).to(ctx.dtypes[1])
-        if dbeta is not None:
-            dbeta = dbeta.to(beta.dtype)
-        return dx, dw, dbeta, None, None, None, None
+def _nothing(x: Tensor, no_codes: bool, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes, scales and codes of w where nothing is rounded."""
+    kind = torch.int8
+    return (
+        x.new_empty(0, dtype=kind),
+        x.new_empty(0, dtype=accumulate_dtype(x)),
+        w.new_empty(0 if no_codes else w.shape, dtype=kind),
+    )
+
+
+@_linear.register_fake
+def _fake(
+    x: Tensor, w: Tensor, beta: Tensor | None, bits: int | None, rule: str | None, ste_clip: float | None, method: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    codes, scale, q = _nothing(x, rule is None, w)
+    if bits is not None:
+        codes, scale = codes.new_empty(rows(x), x.shape[-1]), scale.new_empty(rows(x), 1)
+    return x.new_empty(*x.shape[:-1], w.shape[0] * w.shape[1]), codes, scale, q
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """Save x or its codes and scales, a quarter of the bytes; w or its codes, both if gradients are clipped; beta."""
+    x, w, beta, bits, rule, ctx.ste_clip, ctx.method = inputs
+    _, codes, scale, q = output
+    clipped = rule is not None and ctx.ste_clip is not None
+    ctx.save_for_backward(
+        x if bits is None else codes,
+        None if bits is None else scale,
+        w if rule is None else q,
+        w if clipped else None,
+        beta,
+    )
+    ctx.work, ctx.shape, ctx.dtypes = accumulate_dtype(x, w, beta), x.shape, (x.dtype, w.dtype)
+
+
+def _differentiate(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    kept, scale, q, w, beta = ctx.saved_tensors
+    needs = ctx.needs_input_grad[:3]
+    dx, dw, dbeta = _gradients(dy, kept, scale, q, beta, ctx.work, ctx.method, *needs)
+    return (
+        dx.reshape(ctx.shape).to(ctx.dtypes[0]) if needs[0] else None,
+        clip_gradient(dw, w, ctx.ste_clip).to(ctx.dtypes[1]) if needs[1] else None,
+        dbeta.to(beta.dtype) if needs[2] else None,
+        None,
+        None,
+        None,
+        None,
+    )
+
+
+_linear.register_autograd(_differentiate, setup_context=_keep)
+
+
+@torch.library.custom_op("walsh_torch::cayley_dickson_gradients", mutates_args=())
+def _gradients(
+    dy: Tensor,
+    x: Tensor,
+    scale: Tensor | None,
+    q: Tensor,
+    beta: Tensor | None,
+    work: torch.dtype,
+    method: str,
+    need_x: bool,
+    need_w: bool,
+    need_beta: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients [M, D, K], [D, N, K] and [N] in ``work``, empty where they are not needed."""
+    d, n, k = q.shape
+    m = rows(dy)
+    found = gradients(
+        dy.reshape(m, d, n).to(work),
+        (x if scale is None else dequantize(x, scale)).reshape(m, d, k).to(work),
+        q.to(work),
+        None if beta is None else beta.to(work),
+        (need_x, need_w, need_beta),
+        method,
+    )
+    dx, dw, dbeta = (dy.new_empty(0, dtype=work) if one is None else one.contiguous() for one in found)
+    return dx, dw, dbeta
+
+
+@_gradients.register_fake
+def _fake_gradients(
+    dy: Tensor,
+    x: Tensor,
+    scale: Tensor | None,
+    q: Tensor,
+    beta: Tensor | None,
+    work: torch.dtype,
+    method: str,
+    need_x: bool,
+    need_w: bool,
+    need_beta: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    d, n, k = q.shape
+    shapes = ((rows(dy), d, k) if need_x else (0,), (d, n, k) if need_w else (0,), (n,) if need_beta else (0,))
+    dx, dw, dbeta = (dy.new_empty(shape, dtype=work) for shape in shapes)
+    return dx, dw, dbeta
 
 
 def cayley_dickson_linear(
@@ -141,7 +209,7 @@ def cayley_dickson_linear(
     if x_scale is not None:
         raise ParameterError(f"x_scale is given and x is {x.dtype}: expected int8 codes with x_scale, or no x_scale")
     w = w if w.is_floating_point() else as_codes(w, k)
-    result: Tensor = _Linear.apply(x, w, beta, None, None, None, method)
+    result: Tensor = _linear(x, w, beta, None, None, None, method)[0]
     return result
 
 
@@ -197,7 +265,6 @@ def cayley_dickson_bit_linear(
         check_ternary(w, rule, ste_clip)
     else:
         w = as_codes(w, k)
-    result: Tensor = _Linear.apply(
-        x, w, beta, activation_bits, rule if floating else None, ste_clip if floating else None, method
-    )
+    rule_, clip = (rule, ste_clip) if floating else (None, None)
+    result: Tensor = _linear(x, w, beta, activation_bits, rule_, clip, method)[0]
     return result

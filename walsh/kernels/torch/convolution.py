@@ -81,11 +81,21 @@ def _direct(x: Tensor, w: Tensor, transposed: bool) -> Tensor:
 # --- expanded
 
 
+_ONE_GATHER = 1 << 20
+"""Elements of an expanded matrix up to which one gather and one product make it faster than copies block by block."""
+
+_ONE_SUM = 1 << 18
+"""The same for its transpose, :func:`fold`."""
+
+
 def expand(q: Tensor) -> Tensor:
     """The matrix [D*N, D*K] whose block (i, j) is ``S[i, j] q_{i xor j}``, from q [D, N, K]; any dtype with a sign."""
     d, n, k = q.shape
-    signs = sign_table(d)
     out = q.new_empty(d, n, d, k)
+    if out.numel() <= _ONE_GATHER:
+        blocks = q.index_select(0, _differences(d, q.device)).view(d, d, n, k).transpose(1, 2)
+        return torch.mul(blocks, _signs(d, q.dtype, q.device).view(d, 1, d, 1), out=out).view(d * n, d * k)
+    signs = sign_table(d)
     negative = -q
     for i in range(d):
         for j in range(d):
@@ -95,13 +105,40 @@ def expand(q: Tensor) -> Tensor:
 
 def fold(g: Tensor, d: int) -> Tensor:
     """The transpose of :func:`expand`: ``sum_i S[i, i xor k] g[i, :, i xor k]``, [D*N, D*K] to [D, N, K]."""
-    signs = sign_table(d)
-    blocks = g.view(d, g.shape[0] // d, d, g.shape[1] // d)
-    out = g.new_zeros(d, blocks.shape[1], blocks.shape[3])
+    n, k = g.shape[0] // d, g.shape[1] // d
+    blocks = g.view(d, n, d, k)
+    if g.numel() <= _ONE_SUM:
+        # Row c of the batch: the D signed blocks that belong to component c.
+        order, signs = _diagonals(d, g.dtype, g.device)
+        terms = blocks.transpose(1, 2).reshape(d * d, n * k).index_select(0, order)
+        return torch.bmm(signs, terms.view(d, d, n * k)).view(d, n, k)
+    table = sign_table(d)
+    out = g.new_zeros(d, n, k)
     for i in range(d):
         for j in range(d):
-            out[i ^ j].add_(blocks[i, :, j], alpha=signs[i][j])
+            out[i ^ j].add_(blocks[i, :, j], alpha=table[i][j])
     return out
+
+
+@cache
+def _differences(d: int, device: torch.device) -> Tensor:
+    """``i xor j`` for every (i, j), [D*D]."""
+    return torch.tensor([i ^ j for i in range(d) for j in range(d)], device=device)
+
+
+@cache
+def _signs(d: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """S [D, D]."""
+    return torch.tensor(sign_table(d), dtype=dtype, device=device)
+
+
+@cache
+def _diagonals(d: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where the blocks (i, i xor c) stand among all, by c and i, [D*D]; ``S[i, i xor c]`` [D, 1, D]."""
+    signs = sign_table(d)
+    order = torch.tensor([i * d + (i ^ c) for c in range(d) for i in range(d)], device=device)
+    column = [[[signs[i][i ^ c] for i in range(d)]] for c in range(d)]
+    return order, torch.tensor(column, dtype=dtype, device=device)
 
 
 # --- fast
@@ -232,14 +269,18 @@ def crossed_integer_product(a: Tensor, q: Tensor) -> Tensor:
     """
     d, n, k = q.shape
     m = a.shape[0]
-    crossed = integer_mm(a.reshape(m * d, k), q.reshape(d * n, k).t()).view(m, d, d, n)
+    crossed = integer_mm(a.reshape(m * d, k), q.reshape(d * n, k).t()).view(m, d * d, n)
+    order, signs = _crossings(d, a.device)
+    return crossed.index_select(1, order).mul_(signs).view(m, d, d, n).sum(dim=2, dtype=torch.int32)
+
+
+@cache
+def _crossings(d: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where ``a_j q_{i xor j}`` stands among all products of blocks, for every (i, j), and its sign."""
+    pairs = [(i, j) for i in range(d) for j in range(d)]
     signs = sign_table(d)
-    total = torch.zeros(m, d, n, dtype=torch.int32, device=a.device)
-    for j in range(d):
-        order = torch.tensor([i ^ j for i in range(d)], device=a.device)
-        column = torch.tensor([signs[i][j] for i in range(d)], dtype=torch.int32, device=a.device)
-        total += crossed[:, j].index_select(1, order) * column[:, None]
-    return total
+    order = torch.tensor([j * d + (i ^ j) for i, j in pairs], device=device)
+    return order, torch.tensor([signs[i][j] for i, j in pairs], dtype=torch.int32, device=device)[:, None]
 
 
 def integer_product(a: Tensor, q: Tensor) -> Tensor:

@@ -1,3 +1,5 @@
+# ruff: noqa: ARG001
+# A fake implementation, and a gradient's setup, take every argument of their operation.
 """Walsh-Hadamard transform and the Hadamard linear layer (SPEC.md, section *hadamard*).
 
     y_g = sum_h (-1)^popcount(g & h) x_h / sqrt(n)                                            x [..., n]
@@ -15,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from walsh.algebra import is_power_of_two
 from walsh.errors import ParameterError, ShapeError
@@ -123,69 +124,180 @@ def _check(x: Tensor, w: Tensor, alpha: Tensor | None, beta: Tensor | None) -> N
     require_optional("beta", beta, (n, w.shape[1]), "[n, N]")
 
 
-class _HadamardLinear(torch.autograd.Function):
-    """The layer with or without rounding of weights and activations; saves v, not u, x being there anyway."""
+@torch.library.custom_op("walsh_torch::hadamard", mutates_args=())
+def _linear(
+    x: Tensor,
+    w: Tensor,
+    alpha: Tensor | None,
+    beta: Tensor | None,
+    bits: int | None,
+    rule: str | None,
+    ste_clip: float | None,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The layer with or without rounding of weights and activations: y, then what the backward takes from here.
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        w: Tensor,
-        alpha: Tensor | None,
-        beta: Tensor | None,
-        bits: int | None,
-        rule: str | None,
-        ste_clip: float | None,
-    ) -> Tensor:
-        work = accumulate_dtype(x, w, alpha, beta)
-        n, width = w.shape[0], w.shape[1]
-        m, k = rows(x), x.shape[-1] // n
-        u = x.reshape(m, n, k).to(work)
-        v = orthonormal(u if alpha is None else u * alpha.to(work), 1)
-        q = w if rule is None else ternary(w, rule)[0]
-        scale = None
-        if bits is None:
-            z = v.new_empty(n, m, width)
-            torch.bmm(v.transpose(0, 1), q.to(work).transpose(1, 2), out=z)
-            h = orthonormal(z, 0, overwrite=True).transpose(0, 1)
-        else:
-            v, scale = quantize_activations(v.view(m, n * k))
-            v = v.view(m, n, k)
-            # Integer products and integer butterflies: exact, whatever the order of summation.
-            total = butterflies(integer_bmm(v.transpose(0, 1), q.transpose(1, 2)), 0, overwrite=True).transpose(0, 1)
-            h = total.to(scale.dtype).div_(scale[:, :, None]).mul_(1 / math.sqrt(n))
-        y = h if beta is None else h * beta.to(work)
-        ctx.ste_clip = ste_clip
-        keep = h if ctx.needs_input_grad[3] else None
-        ctx.save_for_backward(x, w if ste_clip is not None else None, alpha, beta, v, scale, q, keep)
-        return y.reshape(*x.shape[:-1], n * width).to(x.dtype)
+    That is v [M, n, K] or its codes, the scales of these [M, 1], the codes of w [n, N, K], and with ``keep`` the result
+    before beta [M, n, N], for beta's gradient; each is empty where there is none. To ``torch.compile`` and
+    ``torch.export`` the layer is one node; ``_fake`` tells them its shapes.
+    """
+    work = accumulate_dtype(x, w, alpha, beta)
+    n, width = w.shape[0], w.shape[1]
+    m, k = rows(x), x.shape[-1] // n
+    u = x.reshape(m, n, k).to(work)
+    v = orthonormal(u if alpha is None else u * alpha.to(work), 1)
+    q = w if rule is None else ternary(w, rule)[0]
+    scale = x.new_empty(0, dtype=accumulate_dtype(x))
+    if bits is None:
+        z = v.new_empty(n, m, width)
+        torch.bmm(v.transpose(0, 1), q.to(work).transpose(1, 2), out=z)
+        h = orthonormal(z, 0, overwrite=True).transpose(0, 1)
+        v = v.clone() if n == 1 else v  # an operation never returns the memory of an argument
+    else:
+        v, scale = quantize_activations(v.view(m, n * k))
+        v = v.view(m, n, k)
+        # Integer products and integer butterflies: exact, whatever the order of summation.
+        total = butterflies(integer_bmm(v.transpose(0, 1), q.transpose(1, 2)), 0, overwrite=True).transpose(0, 1)
+        h = total.to(scale.dtype).div_(scale[:, :, None]).mul_(1 / math.sqrt(n))
+    y = (h if beta is None else h * beta.to(work)).reshape(*x.shape[:-1], n * width).to(x.dtype, copy=keep)
+    codes = w.new_empty(0, dtype=torch.int8) if rule is None else q
+    return y, v.contiguous(), scale, codes, h.contiguous() if keep else h.new_empty(0)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, w, alpha, beta, v, scale, q, h = ctx.saved_tensors
-        work = accumulate_dtype(x, q, alpha, beta)
-        n, width = q.shape[0], q.shape[1]
-        m, k = rows(x), x.shape[-1] // n
-        dh = dy.reshape(m, n, width).to(work)
-        dx = dw = dalpha = dbeta = None
-        if ctx.needs_input_grad[3]:
-            dbeta = (dh * h).sum(dim=0).to(beta.dtype)
-        if beta is not None:
-            dh = dh * beta.to(work)
-        dz = orthonormal(dh, 1).transpose(0, 1)
-        if ctx.needs_input_grad[1]:
-            value = v if scale is None else dequantize(v, scale[:, :, None])
-            dw = torch.bmm(dz.transpose(1, 2), value.transpose(0, 1)).to(q.dtype if q.is_floating_point() else work)
-        if ctx.needs_input_grad[0] or ctx.needs_input_grad[2]:
-            du = orthonormal(torch.bmm(dz, q.to(work)), 0, overwrite=True).transpose(0, 1)
-            if ctx.needs_input_grad[2]:
-                dalpha = (du * x.reshape(m, n, k)).sum(dim=0).to(alpha.dtype)
-            if ctx.needs_input_grad[0]:
-                dx = (du if alpha is None else du * alpha.to(work)).reshape(x.shape).to(x.dtype)
-        if dw is not None:
-            dw = clip_gradient(dw, w, ctx.ste_clip)
-        return dx, dw, dalpha, dbeta, None, None, None
+
+@_linear.register_fake
+def _fake(
+    x: Tensor,
+    w: Tensor,
+    alpha: Tensor | None,
+    beta: Tensor | None,
+    bits: int | None,
+    rule: str | None,
+    ste_clip: float | None,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    work, scale_work = accumulate_dtype(x, w, alpha, beta), accumulate_dtype(x)
+    n, width = w.shape[0], w.shape[1]
+    m, k = rows(x), x.shape[-1] // n
+    return (
+        x.new_empty(*x.shape[:-1], n * width),
+        x.new_empty(m, n, k, dtype=work if bits is None else torch.int8),
+        x.new_empty(0 if bits is None else (m, 1), dtype=scale_work),
+        w.new_empty(0 if rule is None else w.shape, dtype=torch.int8),
+        x.new_empty((m, n, width) if keep else 0, dtype=work),
+    )
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    """Save v, not u, x being there anyway."""
+    x, w, alpha, beta, bits, rule, ctx.ste_clip, keep = inputs
+    _, v, scale, codes, h = output
+    ctx.save_for_backward(
+        x,
+        w if ctx.ste_clip is not None else None,
+        alpha,
+        beta,
+        v,
+        None if bits is None else scale,
+        w if rule is None else codes,
+        h if keep else None,
+    )
+    ctx.weight_dtype = w.dtype
+
+
+def _differentiate(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    x, w, alpha, beta, v, scale, q, h = ctx.saved_tensors
+    needs = ctx.needs_input_grad[:4]
+    dx, dw, dalpha, dbeta = _gradients(dy, x, alpha, beta, v, scale, q, h, *needs)
+    return (
+        dx if needs[0] else None,
+        clip_gradient(dw, w, ctx.ste_clip).to(ctx.weight_dtype) if needs[1] else None,
+        dalpha if needs[2] else None,
+        dbeta if needs[3] else None,
+        None,
+        None,
+        None,
+        None,
+    )
+
+
+_linear.register_autograd(_differentiate, setup_context=_keep)
+
+
+@torch.library.custom_op("walsh_torch::hadamard_gradients", mutates_args=())
+def _gradients(
+    dy: Tensor,
+    x: Tensor,
+    alpha: Tensor | None,
+    beta: Tensor | None,
+    v: Tensor,
+    scale: Tensor | None,
+    q: Tensor,
+    h: Tensor | None,
+    need_x: bool,
+    need_w: bool,
+    need_alpha: bool,
+    need_beta: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients in the shapes of x, w, alpha and beta, empty where they are not needed."""
+    work = accumulate_dtype(x, q, alpha, beta)
+    n, width = q.shape[0], q.shape[1]
+    m, k = rows(x), x.shape[-1] // n
+    dx, dw, dalpha, dbeta = _fake_gradients(dy, x, alpha, beta, v, scale, q, h, need_x, need_w, need_alpha, need_beta)
+    dh = dy.reshape(m, n, width).to(work)
+    if need_beta and beta is not None and h is not None:
+        dbeta = (dh * h).sum(dim=0).to(beta.dtype)
+    if beta is not None:
+        dh = dh * beta.to(work)
+    dz = orthonormal(dh, 1).transpose(0, 1)
+    if need_w:
+        value = v if scale is None else dequantize(v, scale[:, :, None])
+        dw = torch.bmm(dz.transpose(1, 2), value.transpose(0, 1))
+    if need_x or need_alpha:
+        du = orthonormal(torch.bmm(dz, q.to(work)), 0, overwrite=True).transpose(0, 1)
+        if need_alpha and alpha is not None:
+            dalpha = (du * x.reshape(m, n, k)).sum(dim=0).to(alpha.dtype)
+        if need_x:
+            dx = (du if alpha is None else du * alpha.to(work)).reshape(x.shape).to(x.dtype)
+    return dx, dw, dalpha, dbeta
+
+
+@_gradients.register_fake
+def _fake_gradients(
+    dy: Tensor,
+    x: Tensor,
+    alpha: Tensor | None,
+    beta: Tensor | None,
+    v: Tensor,
+    scale: Tensor | None,
+    q: Tensor,
+    h: Tensor | None,
+    need_x: bool,
+    need_w: bool,
+    need_alpha: bool,
+    need_beta: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    work = accumulate_dtype(x, q, alpha, beta)
+    nothing = x.new_empty(0)
+    return (
+        x.new_empty(x.shape) if need_x else nothing,
+        q.new_empty(q.shape if need_w else 0, dtype=work),
+        nothing.clone() if alpha is None or not need_alpha else alpha.new_empty(alpha.shape),
+        nothing.clone() if beta is None or not need_beta else beta.new_empty(beta.shape),
+    )
+
+
+def _apply(
+    x: Tensor,
+    w: Tensor,
+    alpha: Tensor | None,
+    beta: Tensor | None,
+    bits: int | None,
+    rule: str | None,
+    ste_clip: float | None,
+) -> Tensor:
+    keep = beta is not None and beta.requires_grad and torch.is_grad_enabled()
+    y: Tensor = _linear(x, w, alpha, beta, bits, rule, ste_clip, keep)[0]
+    return y
 
 
 def hadamard_linear(x: Tensor, w: Tensor, alpha: Tensor | None = None, beta: Tensor | None = None) -> Tensor:
@@ -207,8 +319,7 @@ def hadamard_linear(x: Tensor, w: Tensor, alpha: Tensor | None = None, beta: Ten
     _check(x, w, alpha, beta)
     if not w.is_floating_point():
         w = as_codes(w, x.shape[-1] // w.shape[0])
-    result: Tensor = _HadamardLinear.apply(x, w, alpha, beta, None, None, None)
-    return result
+    return _apply(x, w, alpha, beta, None, None, None)
 
 
 def hadamard_bit_linear(
@@ -240,5 +351,4 @@ def hadamard_bit_linear(
         check_ternary(w, rule, ste_clip)
     else:
         w, rule, ste_clip = as_codes(w, x.shape[-1] // w.shape[0]), "", None
-    result: Tensor = _HadamardLinear.apply(x, w, alpha, beta, activation_bits, rule or None, ste_clip)
-    return result
+    return _apply(x, w, alpha, beta, activation_bits, rule or None, ste_clip)
