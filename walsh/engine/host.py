@@ -97,8 +97,12 @@ class Instance:
         except (wasmtime.Trap, wasmtime.WasmtimeError) as trap:
             raise BackendError(f"the engine trapped in {name}: {str(trap).splitlines()[0]}; please report it") from None
         if isinstance(result, int) and -len(KINDS) <= result < 0:
-            raise KINDS[-result - 1](self._message())
+            raise self.error(result)
         return result
+
+    def error(self, code: int) -> WalshError:
+        """The exception of a negative result, with the engine's last message."""
+        return KINDS[-code - 1](self._message())
 
     def _message(self) -> str:
         start, length = (self._functions[f"walsh_error_{part}"](self._store) for part in ("message", "length"))

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from walsh.engine.host import Instance
-from walsh.errors import CapacityError, DTypeError, FormatError, ParameterError, ShapeError
+from walsh.engine.host import Arrays, Instance
+from walsh.errors import CapacityError, DTypeError, FormatError, ParameterError, ShapeError, WalshError
 
 LAYOUTS = ("auto", "fast", "fast_packed", "pairs", "packed")
 """How linear layers are kept: 2, 1.25, 1 and 0.25 bytes a weight; ``auto`` takes the first within the memory limit."""
@@ -40,6 +40,25 @@ class Memory:
     weights: int
     tokenizer: int
     peak: int
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Predicted Internet Computer instructions of the pieces of a token, pages and system calls apart.
+
+    Attributes:
+        begin: to start on it.
+        layer: per block.
+        begin_head: to quantise it for the head.
+        head: for the logits that were asked for.
+        sample: to draw from all logits.
+    """
+
+    begin: int
+    layer: int
+    begin_head: int
+    head: int
+    sample: int
 
 
 @dataclass(frozen=True)
@@ -150,6 +169,77 @@ class Engine:
         wanted = self.block_size if capacity is None else min(capacity, self.block_size)
         return Session(self, int(self.instance.call("new_session", self.handle, wanted)))
 
+    def restore_session(self, saved: bytes) -> Session:
+        """A sequence from :meth:`Session.save`; its logits come back with :meth:`Session.head`.
+
+        Raises:
+            FormatError: bytes that are no saved sequence. ShapeError: one of a model of other sizes.
+        """
+        with self.instance.arrays() as arrays:
+            given = arrays.put(np.frombuffer(saved, dtype=np.uint8)), len(saved)
+            return Session(self, int(self.instance.call("restore_session", self.handle, *given)))
+
+    def advance_batch(self, sessions: Sequence[Session]) -> list[bool | WalshError]:
+        """One block of the tokens in work of many sequences, weights being read once for all.
+
+        Sequences may be in any phase. A sequence that fails forgets its tokens in work; the others are not affected.
+
+        Returns:
+            Per sequence: whether nothing is in work any more, or the error (all with the text of the first).
+
+        Raises:
+            ParameterError: a sequence that is closed, named twice, or of another model.
+        """
+        with self.instance.arrays() as arrays:
+            results = arrays.room(4 * len(sessions))
+            self.instance.call("advance_batch", self._handles(arrays, sessions), len(sessions), results)
+            codes = arrays.get(results, (len(sessions),), "int32")
+        return [bool(code) if code >= 0 else self.instance.error(int(code)) for code in codes]
+
+    def head_batch(self, sessions: Sequence[Session]) -> None:
+        """Logits of the last token of many sequences, rows being read once for all.
+
+        Raises:
+            ShapeError: if one of them has read no token. ParameterError: as :meth:`advance_batch`.
+        """
+        with self.instance.arrays() as arrays:
+            self.instance.call("head_batch", self._handles(arrays, sessions), len(sessions))
+
+    def head_range_batch(self, sessions: Sequence[Session], start: int, stop: int) -> None:
+        """Logits of ids start .. stop - 1 of many sequences, each after :meth:`Session.begin_head`."""
+        with self.instance.arrays() as arrays:
+            given = self._handles(arrays, sessions), len(sessions)
+            self.instance.call("head_range_batch", *given, start, stop)
+
+    def step_batch(self, sessions: Sequence[Session], tokens: Sequence[int]) -> None:
+        """Read one token each, to the bits that :meth:`Session.step` gives.
+
+        Raises:
+            RangeError, CapacityError: as :meth:`Session.step`, before anything is read.
+            NonFiniteError: from a sequence whose activations overflow; the others have read their token then.
+        """
+        for session, token in zip(sessions, tokens, strict=True):
+            session.begin(token)
+        results = self.advance_batch(sessions)
+        while not all(isinstance(result, WalshError) or result for result in results):
+            later = self.advance_batch(sessions)
+            results = [old if isinstance(old, WalshError) else new for old, new in zip(results, later, strict=True)]
+        for result in results:
+            if isinstance(result, WalshError):
+                raise result
+        self.head_batch(sessions)
+
+    @staticmethod
+    def _handles(arrays: Arrays, sessions: Sequence[Session]) -> int:
+        return arrays.put(np.array([session.handle for session in sessions], dtype=np.int32))
+
+    def costs(self, position: int, rows: int | None = None) -> Costs:
+        """Predicted instructions of one token after ``position`` others, the head for ``rows`` ids (all by default)."""
+        with self.instance.arrays() as arrays:
+            pointer = arrays.room(8 * 5)
+            self.instance.call("costs", self.handle, position, self.vocab_size if rows is None else rows, pointer)
+            return Costs(*(int(value) for value in arrays.get(pointer, (5,), "int64")))
+
     def encode(self, text: str) -> NDArray[np.int64]:
         """Token ids int64 [T] of a text.
 
@@ -245,9 +335,23 @@ class Session:
         """Start on a token: :meth:`advance` until it is true, then :meth:`head`."""
         self._instance.call("begin", self.handle, int(token))
 
+    def begin_tokens(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> None:
+        """Start on tokens [T] that follow each other, to be read together; on an error nothing has changed."""
+        tokens = np.asarray(ids, dtype=np.int64)
+        with self._instance.arrays() as arrays:
+            self._instance.call("begin_tokens", self.handle, arrays.put(tokens), tokens.size)
+
     def advance(self) -> bool:
         """One block of the token in work; true once it is part of the sequence."""
         return bool(self._instance.call("advance", self.handle))
+
+    def begin_head(self) -> None:
+        """Quantise the last token for the head; :meth:`Engine.head_range_batch` does the rest."""
+        self._instance.call("begin_head", self.handle)
+
+    def save(self) -> bytes:
+        """The sequence as bytes, tokens in work included, logits not: for :meth:`Engine.restore_session`."""
+        return self._instance.result(int(self._instance.call("save_session", self.handle)))
 
     def head(self) -> None:
         """Logits of the last token."""

@@ -131,8 +131,16 @@ impl CayleyDicksonLinear {
         self.weights.bytes() + self.transformed.as_ref().map_or(0, Int8Matrices::bytes) + 4 * self.beta.len()
     }
 
-    /// x: padded blocks [D, stride(K)]; y: padded blocks [D, stride(N)].
-    pub fn apply(&self, x: &[f32], y: &mut [f32], scratch: &mut Scratch) -> Result<()> {
+    /// x: `columns` times padded blocks [D, stride(K)]; y: as many [D, stride(N)].
+    pub fn apply(&self, x: &[f32], y: &mut [f32], columns: usize, scratch: &mut Scratch) -> Result<()> {
+        let (d, from, to) = (self.dimension, stride(self.columns), self.beta.len());
+        for (x, y) in x.chunks_exact(d * from).zip(y.chunks_exact_mut(d * to)).take(columns) {
+            self.apply_one(x, y, scratch)?;
+        }
+        Ok(())
+    }
+
+    fn apply_one(&self, x: &[f32], y: &mut [f32], scratch: &mut Scratch) -> Result<()> {
         let (d, from, to) = (self.dimension, stride(self.columns), self.beta.len());
         let rows = self.weights.padded_rows();
         require!(x.len() == d * from && y.len() == d * to, Shape, "{} features for {d} blocks of {from}", x.len());
@@ -341,7 +349,7 @@ mod tests {
                     let mut blocks = vec![0.0; d * stride(columns)];
                     spread(&x, columns, &mut blocks);
                     let mut out = vec![9.0; d * stride(rows)];
-                    layer.apply(&blocks, &mut out, &mut Scratch::default()).unwrap();
+                    layer.apply(&blocks, &mut out, 1, &mut Scratch::default()).unwrap();
                     let mut y = vec![0.0; d * rows];
                     gather(&out, rows, &mut y);
                     let (y, expected): (Vec<u32>, Vec<u32>) =

@@ -74,6 +74,11 @@ impl HashTables {
         self.tables[0].width()
     }
 
+    /// Rows of all tables together.
+    pub fn rows(&self) -> usize {
+        self.tables.iter().map(RowTable::rows).sum()
+    }
+
     /// Bytes in memory besides the codes: scales, importance and indices.
     pub fn bytes_beside_codes(&self) -> usize {
         self.tables.iter().map(|table| 4 * table.rows()).sum::<usize>() + 8 * self.importance.len()
@@ -107,7 +112,7 @@ impl HashTables {
         let mut rest = rows.as_mut_slice();
         for table in &self.tables {
             let (mine, others) = rest.split_at_mut(table.rows());
-            table.logits(query, 0, mine);
+            table.logits(&mut [(query, mine)], 0);
             rest = others;
         }
     }

@@ -86,6 +86,36 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// Run with several sequences of one model at once.
+    fn with_batch<T>(
+        &mut self,
+        handles: &[i32],
+        work: impl FnOnce(&mut Model, &mut [&mut Session]) -> Result<T>,
+    ) -> Result<T> {
+        let mut taken: Vec<(i32, Open)> = Vec::new();
+        let found = handles.iter().try_for_each(|handle| {
+            let open = self.sessions.remove(handle);
+            taken.push((
+                *handle,
+                open.ok_or_else(|| {
+                    error!(Parameter, "session {handle} does not exist, or is named twice in one batch")
+                })?,
+            ));
+            Ok(())
+        });
+        let result = found.and_then(|()| {
+            let first = taken.first().map_or(0, |(_, open)| open.model);
+            require!(taken.iter().all(|(_, open)| open.model == first), Parameter, "sessions of different models");
+            let model = self.models.get_mut(&first);
+            let model = model.ok_or_else(|| error!(Parameter, "no sessions, or their model was dropped"))?;
+            work(model, &mut taken.iter_mut().map(|(_, open)| &mut open.session).collect::<Vec<_>>())
+        });
+        self.sessions.extend(taken);
+        result
+    }
+}
+
 /// `length` elements at a pointer.
 ///
 /// # Safety
@@ -147,7 +177,8 @@ pub extern "C" fn walsh_error_length() -> usize {
     ENGINE.with_borrow(|engine| engine.message.len())
 }
 
-/// The bytes that the last call of `walsh_encode`, `walsh_token`, `walsh_text` or `walsh_op_bitmask_encode` left.
+/// The bytes that the last call of `walsh_encode`, `walsh_token`, `walsh_text`, `walsh_save_session` or
+/// `walsh_op_bitmask_encode` left.
 #[unsafe(no_mangle)]
 pub extern "C" fn walsh_result() -> *const u8 {
     ENGINE.with_borrow(|engine| engine.result.as_ptr())
@@ -318,6 +349,109 @@ pub extern "C" fn walsh_advance(session: i32) -> i32 {
     run(|engine| {
         let (model, open) = engine.session(session)?;
         model.advance(&mut open.session).map(i32::from)
+    })
+}
+
+/// Start on `count` tokens that follow each other, to be read together.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn walsh_begin_tokens(session: i32, ids: *const i64, count: usize) -> i32 {
+    run(|engine| {
+        // SAFETY: the host's promise.
+        let ids = unsafe { read(ids, count)? };
+        let (model, open) = engine.session(session)?;
+        model.begin_tokens(&mut open.session, ids).map(|()| 0)
+    })
+}
+
+/// `walsh_advance` of `count` sequences of one model; their results as it returns them. The text is that of the first error.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn walsh_advance_batch(sessions: *const i32, count: usize, results: *mut i32) -> i32 {
+    run(|engine| {
+        // SAFETY: the host's promise.
+        let (handles, results) = unsafe { (read(sessions, count)?, write(results, count)?) };
+        let found = engine.with_batch(handles, |model, sessions| Ok(model.advance_batch(sessions)))?;
+        let mut text = None;
+        for (to, result) in results.iter_mut().zip(found) {
+            *to = match result {
+                Ok(done) => i32::from(done),
+                Err(Error { kind, message }) => {
+                    text.get_or_insert(message);
+                    -(kind as i32)
+                }
+            };
+        }
+        engine.message = text.unwrap_or_default();
+        Ok(0)
+    })
+}
+
+/// `walsh_head` of `count` sequences of one model.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn walsh_head_batch(sessions: *const i32, count: usize) -> i32 {
+    run(|engine| {
+        // SAFETY: the host's promise.
+        let handles = unsafe { read(sessions, count)? };
+        engine.with_batch(handles, |model, sessions| model.head_batch(sessions).map(|()| 0))
+    })
+}
+
+/// Quantise the last token for the head.
+#[unsafe(no_mangle)]
+pub extern "C" fn walsh_begin_head(session: i32) -> i32 {
+    run(|engine| {
+        let (model, open) = engine.session(session)?;
+        model.begin_head(&mut open.session).map(|()| 0)
+    })
+}
+
+/// Logits of ids `from .. to` of `count` sequences of one model, each after `walsh_begin_head`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn walsh_head_range_batch(sessions: *const i32, count: usize, from: usize, to: usize) -> i32 {
+    run(|engine| {
+        // SAFETY: the host's promise.
+        let handles = unsafe { read(sessions, count)? };
+        engine.with_batch(handles, |model, sessions| model.head_range_batch(sessions, from, to).map(|()| 0))
+    })
+}
+
+/// A sequence as bytes into the result; returns how many.
+#[unsafe(no_mangle)]
+pub extern "C" fn walsh_save_session(session: i32) -> i32 {
+    run(|engine| {
+        engine.result = engine.session(session)?.1.session.save();
+        Ok(engine.result.len() as i32)
+    })
+}
+
+/// A sequence from such bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn walsh_restore_session(model: i32, saved: *const u8, length: usize) -> i32 {
+    run(|engine| {
+        // SAFETY: the host's promise.
+        let saved = unsafe { read(saved, length)? };
+        let session = engine.model(model)?.restore_session(saved)?;
+        let handle = engine.handle();
+        engine.sessions.insert(handle, Open { model, session, stream: Stream::default() });
+        Ok(handle)
+    })
+}
+
+/// Predicted instructions after `position` tokens: to begin, per block, to begin the head, for `rows` ids, to sample.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn walsh_costs(model: i32, position: usize, rows: usize, costs: *mut i64) -> i32 {
+    run(|engine| {
+        // SAFETY: the host's promise: room for five numbers.
+        let costs = unsafe { write(costs, 5)? };
+        let model = engine.model(model)?;
+        let found = [
+            model.begin_cost(),
+            model.layer_cost(position),
+            model.begin_head_cost(),
+            model.head_cost(rows),
+            model.sample_cost(),
+        ];
+        costs.iter_mut().zip(found).for_each(|(to, cost)| *to = cost as i64);
+        Ok(0)
     })
 }
 

@@ -260,8 +260,16 @@ impl HadamardLinear {
         self.weights.bytes() + 4 * (self.alpha.len() + self.beta.len())
     }
 
-    /// x: padded blocks [n, stride(K)]; y: padded blocks [n, stride(N)].
-    pub fn apply(&self, x: &[f32], y: &mut [f32], scratch: &mut Scratch) -> Result<()> {
+    /// x: `columns` times padded blocks [n, stride(K)]; y: as many [n, stride(N)].
+    pub fn apply(&self, x: &[f32], y: &mut [f32], columns: usize, scratch: &mut Scratch) -> Result<()> {
+        let (n, from, to) = (self.n, stride(self.columns), stride(self.weights.rows()));
+        for (x, y) in x.chunks_exact(n * from).zip(y.chunks_exact_mut(n * to)).take(columns) {
+            self.apply_one(x, y, scratch)?;
+        }
+        Ok(())
+    }
+
+    fn apply_one(&self, x: &[f32], y: &mut [f32], scratch: &mut Scratch) -> Result<()> {
         let (n, from, rows) = (self.n, stride(self.columns), self.weights.padded_rows());
         let to = stride(self.weights.rows());
         require!(x.len() == n * from && y.len() == n * to, Shape, "{} features for {n} blocks of {from}", x.len());
@@ -374,7 +382,7 @@ mod tests {
                     let mut blocks = vec![0.0; n * stride(columns)];
                     spread(&x, columns, &mut blocks);
                     let mut out = vec![9.0; n * stride(rows)];
-                    layer.apply(&blocks, &mut out, &mut Scratch::default()).unwrap();
+                    layer.apply(&blocks, &mut out, 1, &mut Scratch::default()).unwrap();
                     let mut y = vec![0.0; n * rows];
                     gather(&out, rows, &mut y);
                     let (y, expected): (Vec<u32>, Vec<u32>) =

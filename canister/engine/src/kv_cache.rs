@@ -8,6 +8,7 @@
 use crate::activations::quantize;
 use crate::arithmetic::round_up;
 use crate::error::{Result, checked_product, require, try_vec};
+use crate::saved::{Reader, put_floats};
 use crate::simd::*;
 
 /// Cache of one layer for one sequence.
@@ -91,6 +92,42 @@ impl KvCache {
             store_values(&self.codes, &mut self.values[start + t / 32 * 32 * width + 4 * (t % 32)..]);
         }
         self.length = t + 1;
+        Ok(())
+    }
+
+    /// (H, d).
+    pub(crate) fn shape(&self) -> (usize, usize) {
+        (self.heads, self.head_dim)
+    }
+
+    /// Append what is cached to `out`; see `saved`.
+    pub(crate) fn save(&self, out: &mut Vec<u8>) {
+        let used = round_up(self.length, 32);
+        for h in 0..self.heads {
+            for arena in [&self.keys, &self.values] {
+                let codes = &arena[h * self.slots * self.width..][..used * self.width];
+                out.extend(codes.iter().map(|&code| code as u8));
+            }
+            for worth in [&self.key_worth, &self.value_worth] {
+                put_floats(out, &worth[h * self.slots..][..used]);
+            }
+        }
+    }
+
+    /// Take back `length` tokens, which must fit.
+    pub(crate) fn restore(&mut self, saved: &mut Reader<'_>, length: usize) -> Result<()> {
+        require!(length <= self.capacity, Capacity, "{length} tokens in a cache of capacity {}", self.capacity);
+        let used = round_up(length, 32);
+        for h in 0..self.heads {
+            for arena in [&mut self.keys, &mut self.values] {
+                let codes = &mut arena[h * self.slots * self.width..][..used * self.width];
+                codes.iter_mut().zip(saved.take(used * self.width)?).for_each(|(code, &byte)| *code = byte as i8);
+            }
+            for worth in [&mut self.key_worth, &mut self.value_worth] {
+                saved.floats(&mut worth[h * self.slots..][..used])?;
+            }
+        }
+        self.length = length;
         Ok(())
     }
 

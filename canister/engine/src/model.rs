@@ -26,10 +26,11 @@ pub(crate) struct LinearScratch {
 }
 
 impl Linear {
-    pub(crate) fn apply(&self, x: &[f32], y: &mut [f32], scratch: &mut LinearScratch) -> Result<()> {
+    /// x and y: `columns` times padded blocks.
+    pub(crate) fn apply(&self, x: &[f32], y: &mut [f32], columns: usize, scratch: &mut LinearScratch) -> Result<()> {
         match self {
-            Linear::CayleyDickson(layer) => layer.apply(x, y, &mut scratch.cayley_dickson),
-            Linear::Hadamard(layer) => layer.apply(x, y, &mut scratch.hadamard),
+            Linear::CayleyDickson(layer) => layer.apply(x, y, columns, &mut scratch.cayley_dickson),
+            Linear::Hadamard(layer) => layer.apply(x, y, columns, &mut scratch.hadamard),
         }
     }
 

@@ -109,8 +109,14 @@ impl RowTable {
         Ok(())
     }
 
-    /// Logits of rows `from .. from + out.len()` for one token.
-    pub fn logits(&self, query: &Query, from: usize, out: &mut [f32]) {
+    /// Logits of rows `from .. from + out.len()` for several tokens, their outputs of one length.
+    pub fn logits(&self, columns: &mut [(&Query, &mut [f32])], from: usize) {
+        for (query, out) in columns {
+            self.logits_of_one(query, from, out);
+        }
+    }
+
+    fn logits_of_one(&self, query: &Query, from: usize, out: &mut [f32]) {
         assert!(from + out.len() <= self.rows && query.codes.len() >= self.width);
         let body = out.len() & !3;
         let fast = if self.four_bits {
@@ -356,7 +362,7 @@ mod tests {
                     let mut query = Query::default();
                     query.quantize(&x).unwrap();
                     let mut out = vec![0.0; 11];
-                    table.logits(&query, 2, &mut out);
+                    table.logits(&mut [(&query, &mut out)], 2);
                     let expected: Vec<f32> = (2..13).map(|row| table.logit_scalar(&query, row)).collect();
                     assert_eq!(out, expected, "width {width}, int4 {four_bits}");
                 }

@@ -87,7 +87,7 @@ pub unsafe extern "C" fn walsh_op_cayley_dickson_linear(
                 cayley_dickson::linear_scalar(x, codes, d, rows, columns, beta, y)?;
             } else {
                 spread(x, columns, &mut from);
-                layer.apply(&from, &mut to, &mut scratch)?;
+                layer.apply(&from, &mut to, 1, &mut scratch)?;
                 gather(&to, rows, y);
             }
         }
@@ -155,7 +155,7 @@ pub unsafe extern "C" fn walsh_op_hadamard_linear(
                 hadamard::linear_scalar(x, codes, n, rows, columns, alpha, beta, y)?;
             } else {
                 spread(x, columns, &mut from);
-                layer.apply(&from, &mut to, &mut scratch)?;
+                layer.apply(&from, &mut to, 1, &mut scratch)?;
                 gather(&to, rows, y);
             }
         }
@@ -467,7 +467,7 @@ pub unsafe extern "C" fn walsh_op_lm_head(
             if engine.scalar {
                 logits.iter_mut().enumerate().for_each(|(row, logit)| *logit = table.logit_scalar(&query, row));
             } else {
-                table.logits(&query, 0, logits);
+                table.logits(&mut [(&query, logits)], 0);
             }
         }
         Ok(0)
