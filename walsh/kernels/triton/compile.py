@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -135,12 +137,16 @@ def _compile(case: str, launch: Launch, target: Target) -> Result:
             problem = f"takes {shared} bytes of shared memory: expected at most {target.shared_limit}"
         elif spills and launch.kernel.__name__ not in EXCUSED_SPILLS:
             problem = f"spills {spills}: expected none, or a reason in EXCUSED_SPILLS"
-        elif ".strict" in case and target.gpu.backend == "cuda":
+        elif _is_strict(case) and target.gpu.backend == "cuda":
             forbidden = sorted(set(FORBIDDEN.findall(binary.asm["ptx"])))
             problem = f"strict, but its PTX has {', '.join(forbidden)}" if forbidden else ""
     constants = {name: _plain(value) for name, value in launch.constants.items()}
     name = launch.kernel.__name__
     return Result(case, name, target.name, registers, spills, shared, code, launch.options, constants, problem)
+
+
+def _is_strict(case: str) -> bool:
+    return ".strict" in case
 
 
 def _plain(value: Any) -> Any:
@@ -157,7 +163,7 @@ def collect(full: bool) -> Iterator[tuple[str, Launch]]:
             call()
         for key, launch in launches.items():
             # A kernel that a strict operation launches is held to the strict rules whoever launched it first.
-            unique = ("strict " if ".strict" in name else "") + key
+            unique = ("strict " if _is_strict(name) else "") + key
             if unique not in seen:
                 seen.add(unique)
                 yield name, launch
@@ -166,21 +172,30 @@ def collect(full: bool) -> Iterator[tuple[str, Launch]]:
 def _cache_path(launch: Launch, target: Target, case: str) -> Path:
     """Where the result is kept: by Triton, this file, the kernel's source with all that it calls, and the launch."""
     here = Path(__file__).read_bytes()
-    text = "\0".join((triton.__version__, launch.kernel.cache_key, launch.key(), target.name, str(".strict" in case)))
+    text = "\0".join((triton.__version__, launch.kernel.cache_key, launch.key(), target.name, str(_is_strict(case))))
     digest = hashlib.sha256(here + text.encode()).hexdigest()
     root = Path(os.environ.get("WALSH_COMPILE_CACHE", Path.home() / ".cache" / "walsh" / "compile"))
     return root / f"{digest}.json"
 
 
+def _find_cached(case: str, launch: Launch, target: Target) -> Result | None:
+    path = _cache_path(launch, target, case)
+    return Result(**json.loads(path.read_text())) if path.exists() else None
+
+
 def compile_cached(case: str, launch: Launch, target: Target) -> Result:
     """As a compilation, or from the cache where the same one has succeeded."""
-    path = _cache_path(launch, target, case)
-    if path.exists():
-        return Result(**json.loads(path.read_text()))
+    found = _find_cached(case, launch, target)
+    if found is not None:
+        return found
     result = _compile(case, launch, target)
     if not result.problem:
+        path = _cache_path(launch, target, case)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(result)))
+        # Whole or not at all: two processes may compile the same thing.
+        partial = path.with_name(f"{path.name}.{os.getpid()}")
+        partial.write_text(json.dumps(asdict(result)))
+        partial.replace(path)
     return result
 
 
@@ -201,53 +216,105 @@ def report(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
-def main(full: bool = False, json_path: Path | None = None, targets: tuple[str, ...] = ()) -> int:
-    """Compile, print the report, and write it as JSON if a path is given.
+def _select(full: bool, targets: Sequence[Target]) -> Iterator[tuple[str, Launch, Target]]:
+    """What is compiled: everything for one target, and of each kind of kernel one launch for every other target."""
+    taken: set[tuple[str, ...]] = set()
+    for case, launch in collect(full):
+        for target in targets:
+            kind = (target.name, launch.kernel.__name__, str(launch.constants.get("DOT")), str(_is_strict(case)))
+            if not full and target.name != EVERYTHING and kind in taken:
+                continue
+            taken.add(kind)
+            yield case, launch, target
+
+
+_selected: list[tuple[str, Launch, Target]] = []
+"""In a worker process: what the run compiles, in the order of the parent."""
+
+
+def _start(full: bool, targets: tuple[str, ...]) -> None:
+    _selected.extend(_select(full, _chosen(targets)))
+
+
+def _compile_number(number: int) -> Result:
+    return compile_cached(*_selected[number])
+
+
+def _chosen(targets: tuple[str, ...]) -> list[Target]:
+    return [target for target in TARGETS if not targets or target.name in targets]
+
+
+def compile_all(full: bool, targets: tuple[str, ...], jobs: int) -> Iterator[Result]:
+    """Results as they come: those of the cache first, then compilations, by several processes if there are many."""
+    selected = list(_select(full, _chosen(targets)))
+    missing = []
+    for number, (case, launch, target) in enumerate(selected):
+        found = _find_cached(case, launch, target)
+        if found is None:
+            missing.append(number)
+        else:
+            yield found
+    if jobs < 2 or len(missing) < 2 * jobs:
+        yield from (compile_cached(*selected[number]) for number in missing)
+        return
+    # Spawned, not forked: a forked PyTorch keeps the locks of threads that it no longer has.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, _start, (full, targets)) as pool:
+        for future in as_completed([pool.submit(_compile_number, number) for number in missing]):
+            yield future.result()
+
+
+def main(full: bool = False, folder: Path | None = None, targets: tuple[str, ...] = (), jobs: int = 0) -> int:
+    """Compile, print the report, and write it as ``kernels.txt`` and ``kernels.json`` if a folder is given.
 
     Args:
         full: all shapes and dtypes, not only the selection for continuous integration (at most 400 compilations).
-        json_path: where the results go.
+        folder: where the report goes.
         targets: names of targets; all of them if empty.
+        jobs: processes; 0 for one per core.
 
     Returns:
         0 if every kernel compiles within its limits, else 1.
 
     Raises:
-        BackendError: under TRITON_INTERPRET=1, where kernels cannot be compiled.
+        BackendError: under TRITON_INTERPRET=1, where kernels cannot be compiled; for the name of no target.
     """
     if _launch.INTERPRET:
         raise BackendError("TRITON_INTERPRET is set: kernels are interpreted; unset it to compile them")
-    os.environ.setdefault("TRITON_CACHE_DIR", tempfile.mkdtemp(prefix="walsh-triton-"))
-    chosen = [target for target in TARGETS if not targets or target.name in targets]
-    results: list[Result] = []
+    known = [target.name for target in TARGETS]
+    if unknown := sorted(set(targets) - set(known)):
+        raise BackendError(f"targets {unknown}: expected some of {', '.join(known)}")
     started = time.monotonic()
-    taken: set[tuple[str, ...]] = set()
-    for case, launch in collect(full):
-        for target in chosen:
-            # Continuous integration compiles everything for one target, and each kind of kernel for the others.
-            kind = (target.name, launch.kernel.__name__, str(launch.constants.get("DOT")))
-            if not full and target.name != EVERYTHING and kind in taken:
-                continue
-            taken.add(kind)
-            results.append(compile_cached(case, launch, target))
-            last = results[-1]
+    results: list[Result] = []
+    with tempfile.TemporaryDirectory(prefix="walsh-triton-") as scratch:
+        # Triton's own cache would not notice a limit that changed; ours does.
+        os.environ.setdefault("TRITON_CACHE_DIR", scratch)
+        for result in compile_all(full, targets, jobs or os.cpu_count() or 1):
+            results.append(result)
             seconds = time.monotonic() - started
-            print(f"{seconds:7.1f} s  {last.case:42} {last.kernel:28} {last.target:7} {last.problem[:60]}")
-    print(report(results))
+            line = f"{seconds:7.1f} s  {result.case:42} {result.kernel:28} {result.target:7} {result.problem[:60]}"
+            print(line.rstrip())
+    results.sort(key=lambda result: (result.kernel, result.target, result.case, str(result.constants)))
+    text = report(results)
+    print(text)
     failures = sum(bool(result.problem) for result in results)
-    print(f"{len(results)} compilations, {failures} failures, Triton {triton.__version__}; nothing was run on a GPU")
-    if json_path is not None:
+    summary = f"{len(results)} compilations, {failures} failures, Triton {triton.__version__}; nothing was run on a GPU"
+    print(summary)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "kernels.txt").write_text(f"{text}\n{summary}\n")
         rows = [asdict(result) for result in results]
-        json_path.write_text(json.dumps({"triton": triton.__version__, "results": rows}, indent=1) + "\n")
+        (folder / "kernels.json").write_text(json.dumps({"triton": triton.__version__, "results": rows}) + "\n")
     return 1 if failures else 0
 
 
 if __name__ == "__main__":
     import argparse
 
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = argparse.ArgumentParser(description="Compile the Triton kernels for every target; no GPU is needed.")
     parser.add_argument("--full", action="store_true", help="all shapes and dtypes")
-    parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument("--report", type=Path, metavar="FOLDER", help="write kernels.txt and kernels.json here")
     parser.add_argument("--target", action="append", default=[], help="only this target; may be repeated")
+    parser.add_argument("--jobs", type=int, default=0, help="processes; 0 (the default) for one per core")
     arguments = parser.parse_args()
-    raise SystemExit(main(arguments.full, arguments.json, tuple(arguments.target)))
+    raise SystemExit(main(arguments.full, arguments.report, tuple(arguments.target), arguments.jobs))
