@@ -158,11 +158,11 @@ def to_markdown(report: dict[str, Any]) -> str:
     lines = [
         "# Mutation score",
         "",
-        f"{report['noticed']} of {report['total']} random mutations noticed ({100 * report['score']:.1f} %), at most "
-        f"{report['sample_per_file']} per file, seed `{report['seed']}`, {report['date']}, {report['seconds']} s.",
+        f"{report['noticed']} of {report['total']} random mutations noticed ({100 * report['score']:.1f} %).",
+        f"{report['date']}, {report['seconds']} s, seed `{report['seed']}`, at most {report['sample_per_file']} per file.",
         "",
-        "Made by `python tests/mutation/run.py`: cosmic-ray changes operators, numbers, conditions and decorators; what is "
-        "inside a `raise` or an annotation is left out. A survivor is a mutation that the file's check did not notice; "
+        "Made by `python tests/mutation/run.py`: cosmic-ray changes operators, numbers and conditions anywhere",
+        "but in a `raise` or an annotation. A survivor is a mutation that the check of its file did not notice;",
         "some change nothing that can be observed.",
         "",
         "| part | mutations | noticed | score |",

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from walsh.suite import display
-from walsh.suite.mutants import Mutant, check_sources, load_excused, load_registry, to_json
+from walsh.suite.mutants import Mutant, available, check_sources, load_excused, load_registry, to_json
 from walsh.suite.mutants.campaign import (
     Campaign,
     Verdict,
@@ -92,7 +92,7 @@ def _run(**given: Any) -> int:
     if not chosen:
         console.print("no mutant of what changed, and no sample: nothing to do")
         return 0
-    check_sources(chosen)
+    check_sources(mutant for mutant in chosen if available(mutant.backend))
     root = locate_data(given["vectors"])
     suite = load_suite(root)
     campaign = _progress(console, chosen, root, given, suite.digest)

@@ -12,9 +12,9 @@ A mutant is one small change of a backend's source that a reviewer could overloo
     killer = "gradient"                  # the lane that must notice
     why = "the gradient is rotated forward"
 
-or ``edits``, a list of {module, old, new}, where a mistake has two halves. A mutant is killed by vectors alone: a case
-of its op that fails. `rewrite` changes the source on import, `worker` forks a process for each, `campaign` gathers the
-kill matrix.
+or ``edits``, a list of {module, old, new}, where a mistake has two halves. ``walsh_engine::rope`` is a module of the
+engine, in Rust. A mutant is killed by vectors alone: a case of its op that fails. `rewrite` changes the source on
+import, `rust` compiles a changed copy, `worker` forks a process for each, `campaign` gathers the kill matrix.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ from walsh.suite.catalog import LANES, OPS
 from walsh.suite.schema import check, load_canonical
 
 REGISTRY = Path(__file__).parent / "registry"
+
+RUST = "walsh_engine"
+"""The crate whose modules are Rust."""
 
 BACKENDS: tuple[str, ...] = ("reference", "torch", "triton", "rust")
 """The backends that have mutants, in the order of reports."""
@@ -103,8 +106,14 @@ def source_path(module: str) -> Path:
     Raises:
         VectorError: if there is none.
     """
-    relative = Path(*module.split(".")[1:])
     root = Path(__file__).resolve().parents[2]
+    crate, _, inner = module.partition("::")
+    if crate == RUST:
+        path = (root.parent / "canister" / "engine" / "src" / Path(*inner.split("::"))).with_suffix(".rs")
+        if path.is_file():
+            return path
+        raise VectorError(f"module {module!r} has no source in canister/; mutants of the engine need a checkout")
+    relative = Path(*module.split(".")[1:])
     for candidate in (root / relative.with_suffix(".py"), root / relative / "__init__.py"):
         if candidate.is_file():
             return candidate
@@ -117,11 +126,14 @@ def apply_edits(source: str, edits: Iterable[Edit], where: str) -> str:
     Raises:
         VectorError: if an old text does not occur exactly once, or the new source is no Python.
     """
+    edits = tuple(edits)
     for edit in edits:
         count = source.count(edit.old)
         if count != 1:
             raise VectorError(f"{where}: {edit.old!r} occurs {count} times in {edit.module}, expected once")
         source = source.replace(edit.old, edit.new)
+    if any(edit.module.startswith(f"{RUST}::") for edit in edits):
+        return source  # whether it is Rust, the compiler says
     try:
         compile(source, where, "exec")
     except SyntaxError as error:
@@ -210,6 +222,10 @@ def load_excused(root: Path) -> dict[str, str]:
 
 def available(backend: str) -> bool:
     """Whether this backend can be run here."""
+    if backend == "rust":
+        from walsh.suite.mutants.rust import can_build
+
+        return can_build()
     needs = {"reference": "numpy", "torch": "torch", "triton": "triton"}.get(backend)
     return needs is not None and importlib.util.find_spec(needs) is not None
 

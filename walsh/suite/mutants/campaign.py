@@ -248,7 +248,8 @@ def _ask_all(items: Sequence[tuple[str, Any]], root: Path, jobs: int, matrix: bo
     for backend in dict.fromkeys(name for name, _ in items):
         mine = [item for name, item in items if name == backend]
         free: SimpleQueue[_Worker] = SimpleQueue()
-        workers = [_Worker(backend, root) for _ in range(min(jobs, len(mine)))]
+        # The engine's mutants share one build folder; the compiler uses all cores by itself.
+        workers = [_Worker(backend, root) for _ in range(1 if backend == "rust" else min(jobs, len(mine)))]
         for worker in workers:
             free.put(worker)
 
