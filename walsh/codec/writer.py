@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -167,14 +167,14 @@ def write_walsh(
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the target and rename."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write beside the target and rename; permissions are those of any new file."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.partial")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise

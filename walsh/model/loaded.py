@@ -33,25 +33,31 @@ if TYPE_CHECKING:
 ENGINES = ("wasm", "torch")
 
 
-class _WasmSequence(TokenSequence):
+class WasmSequence(TokenSequence):
+    """A session of the engine."""
+
     def __init__(self, engine: Engine, capacity: int) -> None:
         self._session = engine.new_session(capacity)
 
     def read(self, ids: Sequence[int]) -> None:
+        """Append tokens."""
         self._session.prefill(ids) if len(ids) > 1 else self._session.step(ids[0])
         self.length += len(ids)
 
     def clear(self) -> None:
+        """Forget all tokens."""
         self._session.truncate(0)
         self.length = 0
 
     def draw(self, sampling: Sampling, dropped: int) -> int:
+        """The next token, which is not read."""
         # The engine counts positions from the start of its session.
         seed = moved_seed(sampling.seed, dropped)
         moved = Sampling(sampling.temperature, sampling.top_k, sampling.top_p, sampling.repetition_penalty, seed)
         return self._session.sample(moved)
 
     def close(self) -> None:
+        """Let go of it."""
         self._session.close()
 
 
@@ -85,26 +91,31 @@ class WasmModel(LanguageModel):
 
     def new_sequence(self, capacity: int) -> TokenSequence:
         """An empty sequence of at most ``capacity`` tokens."""
-        return _WasmSequence(self.inner, capacity)
+        return WasmSequence(self.inner, capacity)
 
 
-class _PackedSequence(TokenSequence):
+class PackedSequence(TokenSequence):
+    """A sequence of a packed model in PyTorch."""
+
     def __init__(self, model: PackedModel, capacity: int) -> None:
         self._model, self._cache = model, model.new_cache(capacity)
         self._ids: list[int] = []
         self._logits: Any = None
 
     def read(self, ids: Sequence[int]) -> None:
+        """Append tokens."""
         self._logits = self._model.logits(ids, self._cache)
         self._ids += ids
         self.length = len(self._ids)
 
     def clear(self) -> None:
+        """Forget all tokens."""
         for layer in self._cache:
             layer.truncate(layer.lengths * 0)
         self._ids, self.length = [], 0
 
     def draw(self, sampling: Sampling, dropped: int) -> int:
+        """The next token, which is not read."""
         import torch
 
         from walsh.kernels import torch as kernels
@@ -145,7 +156,7 @@ class PackedTorchModel(LanguageModel):
 
     def new_sequence(self, capacity: int) -> TokenSequence:
         """An empty sequence of at most ``capacity`` tokens."""
-        return _PackedSequence(self.inner, capacity)
+        return PackedSequence(self.inner, capacity)
 
 
 class CheckpointModel(LanguageModel):
@@ -173,16 +184,19 @@ class CheckpointModel(LanguageModel):
 
     def new_sequence(self, capacity: int) -> TokenSequence:
         """An empty sequence of at most ``capacity`` tokens."""
-        return _FloatSequence(self.inner, capacity, self._tokenizer().vocab_size)
+        return FloatSequence(self.inner, capacity, self._tokenizer().vocab_size)
 
 
-class _FloatSequence(_PackedSequence):
+class FloatSequence(PackedSequence):
+    """A sequence of a checkpoint, in ordinary arithmetic; ids from ``vocabulary`` up are never drawn."""
+
     def __init__(self, model: Walsh, capacity: int, vocabulary: int) -> None:
         self._walsh, self._vocabulary = model, vocabulary
         self._cache = model.make_cache(1, capacity)
         self._ids, self._logits = [], None
 
     def read(self, ids: Sequence[int]) -> None:
+        """Append tokens."""
         import torch
 
         with torch.no_grad():
