@@ -1,4 +1,4 @@
-"""``walsh inspect``: what a model consists of, in parameters and bytes."""
+"""``walsh inspect``: what a model consists of, in parameters and bytes, and how a file stores it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
 from rich.table import Table
 
 from walsh.model import accounting
@@ -34,18 +35,66 @@ def _configuration(source: Path, vocabulary: int | None) -> tuple[WalshConfig, a
     return model, present
 
 
+def _file(source: Path, characters: str | None) -> tuple[WalshConfig, accounting.Shapes, dict[str, Any]]:
+    """Configuration and shapes of a file, and how it stores them."""
+    from walsh.codec import reader, spin
+    from walsh.codec.report import rows
+    from walsh.codec.sources import detect, read_source
+
+    read = read_source(source, characters=characters)
+    shapes = {name: tuple(w.shape) for name, w in read.trained.items() if name in read.config.weight_shapes()}
+    stored: dict[str, Any] = {"format": detect(source), "bytes": source.stat().st_size}
+    stored["tokenizer"] = None if read.tokenizer is None else read.tokenizer.to_dict()["kind"]
+    if read.file is not None:
+        stored["packings"] = [
+            {"kind": r.kind, "packing": r.packing, "tensors": r.tensors, "bytes": r.bytes, "bits": r.bits}
+            for r in rows(read.file.stored)
+        ]
+        stored["tensors"] = reader.summary(read.file)
+    elif stored["format"] == "spin":
+        records, _, version = spin.read_records(source.read_bytes())
+        stored["version"] = version
+        stored["tensors"] = [{"name": r.name, "packing": r.marker, "shape": list(r.values.shape)} for r in records]
+    return read.config, shapes, stored
+
+
+def _show_file(console: Console, stored: dict[str, Any], every: bool) -> None:
+    version = f" version {stored['version']}" if "version" in stored else ""
+    console.print(
+        f"stored as {stored['format']}{version}, {stored['bytes']:,} bytes, tokenizer {stored['tokenizer']}",
+        highlight=False,
+    )
+    for row in stored.get("packings", []):
+        console.print(
+            f"  {row['kind']:<18}{row['packing']:<15}{row['tensors']:>5} tensors{row['bytes']:>14,} bytes"
+            f"{row['bits']:>7.2f} bits a value",
+            highlight=False,
+        )
+    for row in stored.get("tensors", []) if every else []:
+        size = f"{row['bytes']:>12,} bytes" if "bytes" in row else ""
+        console.print(
+            f"  {row['name']:<42}{row['packing']:<14}{row['shape']!s:<18}{size}", highlight=False, markup=False
+        )
+
+
 @click.command()
 @click.argument("source", type=click.Path(path_type=Path), default=Path("runs/laptop"))
 @click.option("--vocabulary", type=click.IntRange(min=1), help="Tokens, for a configuration [its tokenizer's].")
+@click.option("--tensors", is_flag=True, help="List every tensor of a file.")
+@click.option("--characters", help="Of a published file whose vocabulary is characters.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
-def inspect(source: Path, vocabulary: int | None, as_json: bool) -> None:
-    """Count parameters and bytes of SOURCE: a run, a checkpoint, a TOML file or a name in configs/.
+def inspect(source: Path, vocabulary: int | None, tensors: bool, characters: str | None, as_json: bool) -> None:
+    """Count parameters and bytes of SOURCE: a run, a checkpoint, a .walsh, SPIN or .pt file, or a configuration.
 
-    Optimizer state is no part of a model and not counted. Packed sizes are those of the tensors, without container and
-    tokenizer.
+    A configuration is a TOML file or a name in configs/. Optimizer state is no part of a model and not counted. Packed
+    sizes are those of the tensors, without container and tokenizer; a file is besides shown as it stores them.
     """
-    config, shapes = _configuration(source, vocabulary)
+    stored = None
+    if source.is_file() and source.suffix != ".toml":
+        config, shapes, stored = _file(source, characters)
+    else:
+        config, shapes = _configuration(source, vocabulary)
     parts = accounting.count_parts(config, shapes)
     total = accounting.count_parameters(config, shapes)
     published = accounting.count_parameters(config, accounting.published_shapes(config))
@@ -62,6 +111,8 @@ def inspect(source: Path, vocabulary: int | None, as_json: bool) -> None:
             "packed 1.6 bits, rows 4 bits": accounting.packed_bytes(config, 1.6, 4),
         },
     }
+    if stored is not None:
+        record["file"] = stored
     if as_json:
         click.echo(json.dumps(record, indent=1))
         return
@@ -83,3 +134,5 @@ def inspect(source: Path, vocabulary: int | None, as_json: bool) -> None:
     console.print(f"multiplications per token, expanded: {record['multiplications_per_token']:,}", highlight=False)
     for name, size in record["bytes"].items():
         console.print(f"{name:<30}{size:>14,} bytes", highlight=False)
+    if stored is not None:
+        _show_file(console, stored, tensors)
