@@ -131,6 +131,14 @@ def _rounded() -> Group:
         {**hidden, "positions": _at([0, 1, 2])},
         flags=[f.FUTURE, f.NAN_ROW],
     )
+    later = {name: array.copy() for name, array in base.items()}
+    later["k"][0, 2, 0, 0], later["v"][1, 2, 0, 0] = np.nan, np.nan
+    group.add(
+        "later-nan",
+        "a NaN that the last query sees does not reach the queries before it",
+        {**later, "positions": _at([0, 1, 2])},
+        flags=[f.FUTURE, f.NAN_ROW],
+    )
     large = {**base, "q": base["q"] * np.float32(200), "k": base["k"] * np.float32(4)}
     group.add("large-scores", "scores past 88 in magnitude", large, flags=[f.SOFTMAX_OVERFLOW])
     unlike = {**base, "v": np.ldexp(base["v"], np.array([-20, 0, 3, 20])[None, :, None, None]).astype(np.float32)}

@@ -24,6 +24,7 @@ def groups() -> Iterator[Group]:
     yield _exact()
     yield _codes()
     yield _integers()
+    yield _exact_large()
     yield _exact_bits()
     yield _rounded()
     yield _rounded_bits()
@@ -278,6 +279,39 @@ def _integers() -> Group:
 LARGE = Flag(
     "large", "only large shapes go wrong", "Larger than one tile in every direction; slow interpreters may skip it."
 )
+
+
+SIZES = ((2, 520), (4, 128), (8, 64), (16, 32))
+"""(D, N = K) at 64 tokens: where kernels that choose a method by size choose another than for small layers."""
+
+LARGE_FLAGS = (LARGE, f.SIGN_TABLE, f.TRANSPOSED)
+
+
+def painted(draw: Draw, name: str, shape: tuple[int, ...], half: int) -> Paint:
+    """Integers up to ``half``; the draw says where the paint begins and how fast it runs."""
+    start, speed = draw.integers(name, (2,), 1, 10**5)
+    return Paint("float32", shape, int(speed), int(start), 2 * half + 1, half)
+
+
+def _large_layer(draw: Draw, dimension: int, width: int) -> dict[str, Array | Paint]:
+    # The factor D of fast forms leaves sedenions less room.
+    half = 30 if dimension == 16 else 125
+    return {
+        "x": painted(draw, "x", (64, dimension * width), half),
+        "w": painted(draw, "w", (dimension, width, width), 8),
+    }
+
+
+def _exact_large() -> Group:
+    group = Group("cayley_dickson", "exact-large", "exact", "cayley_dickson_linear")
+    for dimension, width in SIZES:
+        group.add(
+            f"d{dimension}-64x{width}",
+            "so large that fast forms and block-wise ones pay",
+            partial(_large_layer, dimension=dimension, width=width),
+            flags=LARGE_FLAGS,
+        )
+    return group
 
 
 def exact_layer(draw: Draw, dimension: int, tokens: int, inner: int, outputs: int, dtype: str) -> dict[str, Array]:

@@ -9,7 +9,16 @@ import numpy as np
 
 from walsh.suite.generate import flags as f
 from walsh.suite.generate.build import Group, Paint
-from walsh.suite.generate.cayley_dickson import DIMENSIONS, clear_layer, exact_layer, layer, reals
+from walsh.suite.generate.cayley_dickson import (
+    DIMENSIONS,
+    LARGE,
+    SIZES,
+    clear_layer,
+    exact_layer,
+    layer,
+    painted,
+    reals,
+)
 from walsh.suite.generate.numbers import FLOATS, Draw
 from walsh.suite.tensors import Array
 
@@ -17,6 +26,7 @@ from walsh.suite.tensors import Array
 def groups() -> Iterator[Group]:
     """All vector files of this op's gradients."""
     yield _gradient_exact()
+    yield _gradient_large()
     yield _gradient_rounded()
     yield _gradient_bits_exact()
     yield _gradient_bits()
@@ -96,6 +106,34 @@ def _gradient_exact() -> Group:
         partial(_differentiated, dimension=4, shape=(2, 3)),
         flags=[f.LEADING_AXES, *GRADIENT_FLAGS],
     )
+    return group
+
+
+HALVES = {2: (125, 1000, 8), 4: (125, 120, 8), 8: (30, 60, 8)}
+"""By D, the largest x, dy and w: as large as exact sums allow, so that no result is a zero; sedenions have no room."""
+
+
+def _differentiated_large(draw: Draw, dimension: int, width: int) -> dict[str, Array | Paint]:
+    x, dy, w = HALVES[dimension]
+    return {
+        "x": painted(draw, "x", (64, dimension * width), x),
+        "w": painted(draw, "w", (dimension, width, width), w),
+        "dy": painted(draw, "dy", (64, dimension * width), dy),
+    }
+
+
+def _gradient_large() -> Group:
+    name = "cayley_dickson_linear.backward"
+    group = Group("cayley_dickson", "gradient-large", "gradient", name, exact=True)
+    for dimension, width in SIZES:
+        if dimension not in HALVES:
+            continue
+        group.add(
+            f"d{dimension}-64x{width}",
+            "so large that fast forms and block-wise ones pay",
+            partial(_differentiated_large, dimension=dimension, width=width),
+            flags=[LARGE, *GRADIENT_FLAGS],
+        )
     return group
 
 
