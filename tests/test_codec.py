@@ -12,30 +12,13 @@ from hypothesis import strategies as st
 
 from walsh import codec
 from walsh.codec import packings, spin
+from walsh.codec.fuzz import damage as mutate  # noqa: F401  # tests/test_engine.py takes it from here
+from walsh.codec.fuzz import painted
 from walsh.codec.rows import table_stems
-from walsh.data.tokenizers import ByteTokenizer, CharacterTokenizer, Tokenizer
+from walsh.data.tokenizers import CharacterTokenizer, Tokenizer
 from walsh.errors import FormatError, ParameterError, ShapeError, StrictError, WalshError
-from walsh.reference.strict.weights import strict_weight_dtype, strict_weight_shapes
 
 CONFIG = {"algebra": "octonion", "n_layer": 1, "n_head": 8, "n_embd": 32, "vocab_size": 50, "block_size": 16}
-
-
-def painted(config, seed=0):
-    """Strict weights of a configuration by an integer recipe."""
-    weights, at = {}, seed
-    for name, shape in strict_weight_shapes(config).items():
-        size = int(np.prod(shape))
-        values = ((np.arange(size, dtype=np.int64) * 2654435761 + at * 97) >> 7) % 255 - 127
-        at += 1
-        dtype = strict_weight_dtype(name)
-        if name == "rope.inv_freq":
-            weights[name] = 10000.0 ** (-np.arange(size) / max(size, 1))
-        elif dtype == "int8":
-            table = ".mixer." in name or name.startswith(("embedding", "head"))
-            weights[name] = (values if table else values % 3 - 1).astype(np.int8).reshape(shape)
-        else:
-            weights[name] = (0.05 + np.abs(values) * 2.0**-12).astype(np.float32).reshape(shape)
-    return weights
 
 
 def ternary_codes(size, zeros, seed=1):
@@ -254,42 +237,6 @@ def test_duplicate_keys_and_other_bytes_are_refused():
             codec.load(content)
     with pytest.raises(FormatError, match="No such file"):
         codec.read_walsh("/nonexistent.walsh")
-
-
-def mutate(content: bytes, rng: np.random.Generator) -> bytes:
-    """One small damage: bytes changed, cut, repeated or swapped; half of the time in the header."""
-    changed = bytearray(content)
-    header = 8 + int.from_bytes(content[:8], "little")
-    end = header if rng.random() < 0.5 else len(changed)
-    at = int(rng.integers(0, end))
-    kind = rng.integers(0, 5)
-    if kind == 0:
-        changed[at] ^= 1 << int(rng.integers(0, 8))
-    elif kind == 1:
-        changed[at] = int(rng.integers(0, 256))
-    elif kind == 2:
-        del changed[at : at + int(rng.integers(1, 40))]
-    elif kind == 3:
-        changed[at:at] = changed[at : at + int(rng.integers(1, 40))]
-    else:
-        del changed[at:]
-    return bytes(changed)
-
-
-def test_mutated_files_are_refused_or_read():
-    weights = painted(CONFIG)
-    content = codec.dump(weights, CONFIG, ByteTokenizer())
-    rng = np.random.default_rng(3)
-    refused = 0
-    for _ in range(1500):
-        damaged = mutate(content, rng)
-        try:
-            file = codec.load(damaged)
-        except WalshError:
-            refused += 1
-        else:
-            assert all((file.weights[name] == weights[name]).all() for name in weights)
-    assert refused > 1000
 
 
 # ---- SPIN

@@ -32,8 +32,9 @@ from walsh.codec.layout import (
 )
 from walsh.codec.tokenizer import BytePairTokenizer
 from walsh.data.tokenizers import Tokenizer, from_dict
-from walsh.errors import FormatError, NonFiniteError
+from walsh.errors import FormatError, NonFiniteError, RangeError
 from walsh.reference.config import complete_config
+from walsh.reference.embedding import hash_indices
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -206,14 +207,29 @@ def load(content: bytes, verify: bool = True) -> WalshFile:
     Raises:
         FormatError: for whatever breaks the format.
         ParameterError, ShapeError, DTypeError, StrictError, NonFiniteError: a well-formed file whose weights are not
-            those of its configuration, or not finite.
+            those of its configuration, or not finite. RangeError: hash indices outside their tables.
     """
     from walsh.reference.strict.weights import check_weights
 
     file = outline(content, verify)
     weights = {name: _finite(name, _unpack(item)) for name, item in file.stored.items() if name != TOKENS}
     check_weights(weights, strict_form(file.config))
+    _require_places(weights, file.config)
     return replace(file, weights=weights)
+
+
+def _require_places(weights: Mapping[str, Array], config: Mapping[str, Any]) -> None:
+    """Raise RangeError unless every index of a hash embedding is a row of its table."""
+    tables = config.get("hash_embeddings", 0)
+    if not tables:
+        return
+    places = weights.get("embedding.indices")
+    if places is None:
+        places = hash_indices(np.arange(config["vocab_size"]), tables)
+    for i in range(tables):
+        height, column = weights[f"embedding.tables.{i}.codes"].shape[0], places[:, i]
+        if column.size and not 0 <= int(column.min()) <= int(column.max()) < height:
+            raise RangeError(f"indices of embedding.tables.{i} leave its {height} rows; the file is not one model's")
 
 
 def _finite(name: str, weight: Array) -> Array:
