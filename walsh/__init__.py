@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from walsh.model.loaded import load
+    from walsh.model.loaded import load, load_walsh
 
-__all__ = ["__version__", "load"]
+__all__ = ["__version__", "load", "load_walsh"]
 
 
 def __getattr__(name: str) -> Any:
-    """``load``, imported when it is asked for: ``import walsh`` stays light."""
-    if name == "load":
-        return importlib.import_module("walsh.model.loaded").load
+    """``load`` and ``load_walsh``, imported when they are asked for: ``import walsh`` stays light."""
+    if name in ("load", "load_walsh"):
+        return getattr(importlib.import_module("walsh.model.loaded"), name)
     raise AttributeError(f"module 'walsh' has no attribute {name!r}")

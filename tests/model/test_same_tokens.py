@@ -13,7 +13,7 @@ import torch
 
 import walsh
 from walsh.codec import same_tokens, write_walsh
-from walsh.codec.sources import read_source, strict_form_of
+from walsh.codec.sources import read_source, strict_form_of, to_spin
 from walsh.data.tokenizers import ByteTokenizer, CharacterTokenizer
 from walsh.engine.model import Sampling
 from walsh.errors import BackendError, DataError, ParameterError, RangeError, StrictError
@@ -21,6 +21,7 @@ from walsh.model.checkpoint import Checkpoint, save_checkpoint
 from walsh.model.config import WalshConfig
 from walsh.model.generation import SamplingConfig, generate
 from walsh.model.language import moved_seed
+from walsh.model.text import load_model
 from walsh.model.transformer import Walsh
 from walsh.reference import strict
 
@@ -165,6 +166,22 @@ def test_a_missing_engine_is_named(pair: tuple[Path, Path], monkeypatch: pytest.
     assert walsh.load(pair[1]).engine == "torch"
     with pytest.raises(BackendError, match=r"walsh\[wasm\]"):
         walsh.load(pair[1], "wasm")
+
+
+def test_load_walsh_gives_what_the_guide_says(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    state, config = walsh.load_walsh(pair[1])
+    model = Walsh(WalshConfig.from_dict(config), weights=state).eval()
+    assert state["blocks.0.ffn.up.weight"].dtype == torch.int8
+    checkpoint, _ = load_model(pair[0])
+    close = {"rtol": 0.1, "atol": 0.5}  # rows of the embedding, twenty times their size here, are rounded to eight bits
+    torch.testing.assert_close(model(torch.tensor([[1, 2]])), checkpoint(torch.tensor([[1, 2]])), **close)
+    with pytest.raises(DataError, match="checkpoint"):
+        walsh.load_walsh(pair[0])
+    source = read_source(save(tmp_path / "c", algebra="octonion"))
+    (tmp_path / "model.walsh").write_bytes(to_spin(source))
+    state, config = walsh.load_walsh(tmp_path / "model.walsh")
+    assert set(state["layers.0.attention.wq.weight"].unique().tolist()) <= {-1.0, 0.0, 1.0}
+    assert config["algebra"] == "octonion"
 
 
 def test_importing_walsh_is_light(pair: tuple[Path, Path]) -> None:

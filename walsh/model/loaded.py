@@ -16,16 +16,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from walsh.codec import spin
 from walsh.codec.reader import outline
 from walsh.codec.sources import Source, detect, read_source, strict_form_of, without_unused_rows
 from walsh.codec.writer import dump
 from walsh.data.tokenizers import Tokenizer
 from walsh.engine.model import Sampling
-from walsh.errors import BackendError, ParameterError
+from walsh.errors import BackendError, DataError, ParameterError
 from walsh.model.config import WalshConfig
 from walsh.model.language import LanguageModel, TokenSequence, moved_seed
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from walsh.engine.model import Engine
     from walsh.model.packed import PackedModel
     from walsh.model.transformer import Walsh
@@ -244,6 +249,34 @@ def load(
         return PackedTorchModel(source, device)
     content = dump(strict_form_of(source), source.config.to_dict(), source.tokenizer, prefer="speed")
     return WasmModel(content, source.config, source.tokenizer, verify=False)
+
+
+def load_walsh(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and configuration of a file, as the guide of the published models has it.
+
+    A SPIN file gives the published names, for published code: ``model.load_state_dict(state_dict, strict=False)``;
+    ternary weights are float32. A .walsh file gives those of SPEC.md, for
+    ``Walsh(WalshConfig.from_dict(config), weights=state_dict)``; ternary weights are int8 codes.
+
+    Returns:
+        (state_dict, config).
+
+    Raises:
+        DataError: nothing is there, or neither kind of file. FormatError: a damaged file.
+    """
+    import torch
+
+    path = Path(path)
+    kind = detect(path)
+    if kind == "walsh":
+        source = read_source(path)
+        weights, config = source.trained, source.config.to_dict()
+    elif kind == "spin":
+        weights, config = spin.load_walsh(path)
+        weights = {name: w.astype(np.float32) if w.dtype == np.int8 else w for name, w in weights.items()}
+    else:
+        raise DataError(f"{path} is a {kind}: expected a .walsh or SPIN file; load it with walsh.load")
+    return {name: torch.from_numpy(np.ascontiguousarray(weight)) for name, weight in weights.items()}, config
 
 
 def _installed(package: str) -> bool:
