@@ -20,17 +20,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from walsh.errors import BackendError, WalshError
+from walsh.measure.case import Case, Setting
 from walsh.measure.cases import load_cases, locate_cases
 from walsh.measure.provenance import gather, utc_now
 from walsh.measure.rows import write_run
-from walsh.measure.run import Plan, needed_backends, perform
+from walsh.measure.run import Plan, perform
 from walsh.measure.verdict import judge_report
 from walsh.suite.catalog import OPS
 from walsh.suite.report import find_commit, read_report
@@ -39,6 +40,9 @@ from walsh.suite.schema import locate_data
 from walsh.suite.vectors import load_suite
 
 REPORTS = Path(__file__).resolve().parents[1] / "reports" / "gpu"
+TIMED = ("torch", "triton")
+"""Backends that run on a GPU."""
+
 TOOLS = ("memcheck", "racecheck")
 SECONDS_PER_CASE = 10.0
 SANITIZER_SECONDS = 900
@@ -105,21 +109,22 @@ def sanitize(folder: Path, ops: Sequence[str]) -> Iterator[Step]:
             yield Step(f"{tool} {op}", "fail" if code else "pass", "; ".join([detail, *found]))
 
 
+def _without_others(case: Case) -> Case:
+    """The case without providers that no GPU runs, such as the engine in Wasm."""
+    kept = tuple(provider for provider in case.providers if provider.backend in (None, *TIMED))
+    return replace(case, providers=kept)
+
+
 def timings(folder: Path, quick: bool) -> Step:
     """``walsh bench`` on the GPU, held to the conformance report of step one."""
-    from walsh.measure.case import Setting
-
     setting, manifest = Setting("cuda", quick), load_suite(locate_data()).digest
     cases, absent = load_cases(locate_cases(), setting)
     try:
         report = read_report(folder / "conformance.jsonl", manifest)
-        verdicts = {
-            name: judge_report(report, name if name == "reference" else f"{name}-cuda", manifest, find_commit())
-            for name in needed_backends(cases) - {"wasm"}
-        }
+        verdicts = {name: judge_report(report, f"{name}-cuda", manifest, find_commit()) for name in TIMED}
     except (WalshError, OSError) as error:
         return Step("timings", "fail", str(error))
-    timed = [case for case in cases if needed_backends([case]) <= set(verdicts)]
+    timed = [case for case in map(_without_others, cases) if len(case.providers) > 1]
     plan = Plan(setting, timed, absent, verdicts, manifest, 1.2 if quick else SECONDS_PER_CASE, sys.argv[1:])
     run = perform(plan, on_step=lambda what: print(f"  {what}", flush=True))
     write_run(folder / "rows.jsonl", run)
