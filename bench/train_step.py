@@ -59,9 +59,12 @@ def check_step(model: Model, bits: int | None) -> Check:
     return check
 
 
-def cases(setting: Setting) -> Iterable[Case | Absent]:
-    model = choose_model(setting)
-    batch, tokens = (2, 64) if setting.quick else (4, 128)
+WIDTHS = (64, 128, 256, 512, 1024)
+"""Of two layers with a vocabulary of bytes: from which width on is a hyper-complex step faster than a dense one?"""
+
+
+def make_case(name: str, setting: Setting, model: Model, batch: int, tokens: int) -> Case:
+    """A step of ``walsh.model`` against the dense twin, at one size."""
     walsh = importlib.import_module("walsh.model.transformer").Walsh
     made = importlib.import_module("walsh.model.config").WalshConfig.from_dict(model.config)
     mine = walsh(made, weights=model.weights).to(setting.device)
@@ -73,9 +76,9 @@ def cases(setting: Setting) -> Iterable[Case | Absent]:
         return {"ids": ids[:, :-1].contiguous(), "targets": ids[:, 1:].contiguous()}
 
     total = batch * tokens
-    yield Case(
+    return Case(
         op="train_step",
-        name=f"train_step/B{batch}-T{tokens}-C{model.n_embd}-V{model.vocabulary}",
+        name=name,
         shape=model.shape(B=batch, T=tokens),
         dtype="float32",
         work=model.work(total, dense=True, bits=32, passes=3),
@@ -93,3 +96,11 @@ def cases(setting: Setting) -> Iterable[Case | Absent]:
         tokens=total,
         at_least=5,
     )
+
+
+def cases(setting: Setting) -> Iterable[Case | Absent]:
+    model = choose_model(setting)
+    batch, tokens = (2, 64) if setting.quick else (4, 128)
+    yield make_case(f"train_step/B{batch}-T{tokens}-C{model.n_embd}-V{model.vocabulary}", setting, model, batch, tokens)
+    for width in () if setting.quick else WIDTHS:
+        yield make_case(f"train_step/width/C{width}", setting, Model(setting, 2, 8, width, 257), 8, 128)

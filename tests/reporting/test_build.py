@@ -12,6 +12,7 @@ from tests.reporting.conftest import COUNTS, make_run, usual_rows
 from walsh.cli import main
 from walsh.errors import FormatError
 from walsh.measure.rows import read_run, write_run
+from walsh.reporting import plots
 from walsh.reporting.build import OUTPUTS, build
 from walsh.reporting.claims import counterpart, load_claims
 from walsh.reporting.frame import to_frame
@@ -165,3 +166,10 @@ def test_reports_are_built_without_pytorch(stored, tmp_path):
     )
     subprocess.run([sys.executable, "-c", code, str(stored), str(tmp_path / "claims.toml")], check=True)
     assert (stored / "report.html").exists()
+
+
+def test_ratio_over_width_names_every_width_and_is_the_same_bytes_twice():
+    rows = [{"width": 64 << i, "ratio": 0.5 + i, "ratio_low": 0.4 + i, "ratio_high": 0.6 + i} for i in range(3)]
+    picture = plots.ratio_over_width(rows, "width0", "times faster")
+    assert all(f">{width}<" in picture.svg for width in (64, 128, 256))
+    assert picture == plots.ratio_over_width(rows, "width0", "times faster")

@@ -102,6 +102,24 @@ def speedup_dots(rows: Sequence[Mapping[str, Any]], name: str, caption: str) -> 
         return _render(figure, name, caption)
 
 
+def ratio_over_width(rows: Sequence[Mapping[str, Any]], name: str, caption: str) -> Picture:
+    """Ratios to the dense step over the width of the model; rows of one provider in order of width."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure(WIDTH, 3.2)
+        widths, ratios = [row["width"] for row in rows], [row["ratio"] for row in rows]
+        low, high = [row["ratio_low"] for row in rows], [row["ratio_high"] for row in rows]
+        axes.fill_between(widths, low, high, color=COLOURS[0], alpha=0.2, lw=0)
+        axes.plot(widths, ratios, color=COLOURS[0], marker=MARKERS[0], ms=4.5)
+        axes.axhline(1.0, color=MUTED, lw=0.8)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(widths, [str(width) for width in widths])
+        axes.minorticks_off()
+        axes.set_ylim(0, max(1.2, *high) * 1.05)
+        axes.set_xlabel("width of the model")
+        axes.set_ylabel("times faster than dense")
+        return _render(figure, name, caption)
+
+
 def _group(row: Mapping[str, Any]) -> str:
     return f"walsh, {row['backend']}" if row["backend"] else "other packages"
 

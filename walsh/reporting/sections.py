@@ -15,6 +15,7 @@ def all_sections(material: Material, claims: ClaimFile) -> list[Section]:
         correctness.changes(material),
         correctness.parity(material),
         speed.speedups(material),
+        speed.step_over_width(material),
         speed.rooflines(material),
         speed.instructions(material),
         speed.speed_and_size(material, claims),

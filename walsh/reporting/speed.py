@@ -42,6 +42,33 @@ def speedups(material: Material) -> Section:
     return Section("speedups", "Speed-ups", tuple(blocks))
 
 
+def step_over_width(material: Material) -> Section:
+    """From which width on a hyper-complex training step is faster than a dense one."""
+    blocks: list[Block] = []
+    for i, stored in enumerate(material.stored):
+        rows = [
+            {**row, "width": row["shape"]["C"]} for row in challengers(stored) if "train_step/width/" in row["case"]
+        ]
+        if len(rows) < 2:
+            continue
+        rows.sort(key=lambda row: row["width"])
+        name = machine_name(stored.run.header["provenance"])
+        faster = [row["width"] for row in rows if row["ratio_low"] > 1]
+        always = next((w for w in faster if all(row["ratio_low"] > 1 for row in rows if row["width"] >= w)), None)
+        found = "at none of these widths" if always is None else f"from width {always} on"
+        blocks.append(
+            Paragraph(
+                f"An octonion training step (loss, gradients, clipping, AdamW; two layers, 8 x 128 tokens) is faster "
+                f"than the dense one of equal width {found}. {name}."
+            )
+        )
+        caption = f"Dense step time over octonion step time, band: 95 % interval. {name}."
+        blocks.append(plots.ratio_over_width(rows, f"width{i}", caption))
+    if not blocks:
+        blocks.append(missing("training steps over width", "walsh bench --op train_step --store NAME"))
+    return Section("width", "Training step over width", tuple(blocks))
+
+
 def rooflines(material: Material) -> Section:
     """Limits of each machine, and how close everything comes."""
     blocks: list[Block] = []
