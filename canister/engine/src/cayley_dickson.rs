@@ -15,12 +15,12 @@
 //! |Ah| <= 1016 and |Wh| <= 8, so the products stay in 16 x 8 bits and the result is the same integer.
 
 use crate::activations::quantize;
-use crate::arithmetic::round_up;
 use crate::blocks::stride;
 use crate::error::{Result, require, try_vec};
 use crate::int8::Int8Matrices;
+use crate::products::{Into, Places, Plan, Product};
 use crate::simd::*;
-use crate::ternary::{Into, TernaryMatrices, check_codes};
+use crate::ternary::{TernaryMatrices, check_codes};
 
 /// S of the algebra of dimension D <= 16: basis products e_j e_k = S[j xor k, j] e_{j xor k}.
 pub fn signs(dimension: usize) -> [[i8; 16]; 16] {
@@ -64,8 +64,10 @@ pub struct CayleyDicksonLinear {
     columns: usize,
     weights: TernaryMatrices,
     transformed: Option<Int8Matrices>,
-    /// Per component j of the input: (matrix, row of the sums, what to do there).
-    targets: Vec<Vec<(usize, usize, Into)>>,
+    /// Products with untransformed weights.
+    products: Plan,
+    /// Products with transformed ones.
+    transforms: Plan,
     /// [N] padded with zeros to a block's stride.
     beta: Vec<f32>,
 }
@@ -73,12 +75,15 @@ pub struct CayleyDicksonLinear {
 /// Scratch of a layer; grows to what the largest layer needs.
 #[derive(Default)]
 pub struct Scratch {
-    /// int8 codes of the input, blocks [D, stride(K)].
+    /// int8 codes of the input per column, blocks [D, stride(K)].
     codes: Vec<i16>,
     /// Their transform.
     transformed: Vec<i16>,
-    /// Sums [2 D, N padded].
+    /// Sums per column [2 D, N padded].
     sums: Vec<i32>,
+    /// 1 / scale of every column.
+    worth: Vec<f32>,
+    expanded: Vec<i16>,
 }
 
 impl CayleyDicksonLinear {
@@ -122,8 +127,8 @@ impl CayleyDicksonLinear {
         };
         let mut padded = try_vec(stride(rows), 0.0f32)?;
         padded[..rows].copy_from_slice(beta);
-        let targets = plan(dimension, fast);
-        Ok(Self { dimension, columns, weights, transformed, targets, beta: padded })
+        let products = plan(dimension, fast);
+        Ok(Self { dimension, columns, weights, transformed, products, transforms: Plan::one_each(8), beta: padded })
     }
 
     /// Bytes that the layer takes in memory.
@@ -134,80 +139,79 @@ impl CayleyDicksonLinear {
     /// x: `columns` times padded blocks [D, stride(K)]; y: as many [D, stride(N)].
     pub fn apply(&self, x: &[f32], y: &mut [f32], columns: usize, scratch: &mut Scratch) -> Result<()> {
         let (d, from, to) = (self.dimension, stride(self.columns), self.beta.len());
-        for (x, y) in x.chunks_exact(d * from).zip(y.chunks_exact_mut(d * to)).take(columns) {
-            self.apply_one(x, y, scratch)?;
-        }
-        Ok(())
-    }
-
-    fn apply_one(&self, x: &[f32], y: &mut [f32], scratch: &mut Scratch) -> Result<()> {
-        let (d, from, to) = (self.dimension, stride(self.columns), self.beta.len());
         let rows = self.weights.padded_rows();
-        require!(x.len() == d * from && y.len() == d * to, Shape, "{} features for {d} blocks of {from}", x.len());
-        scratch.codes.resize(d * from, 0);
-        scratch.sums.resize(2 * 16 * round_up(rows, 8), 0);
-        let r = quantize(x, &mut scratch.codes)?;
-        let splat = f32x4_splat(r);
+        let fits = x.len() == columns * d * from && y.len() == columns * d * to;
+        require!(fits, Shape, "{} features for {columns} x {d} blocks of {from}", x.len());
+        if columns == 0 || rows == 0 {
+            return Ok(());
+        }
+        scratch.codes.resize(columns * d * from, 0);
+        scratch.sums.resize(columns * 2 * d * rows, 0);
+        scratch.worth.clear();
+        for (x, codes) in x.chunks_exact(d * from).zip(scratch.codes.chunks_exact_mut(d * from)) {
+            scratch.worth.push(quantize(x, codes)?);
+        }
+        let places = Places { columns, x_stride: from, x_column: d * from, out_stride: rows, out_column: 2 * d * rows };
         if let Some(transformed) = &self.transformed {
-            self.octonion_sums(transformed, scratch);
-            // SAFETY: sixteen rows of `rows` sums, y eight of `to` floats, beta `to`; `rows` is a multiple of 8.
-            unsafe { combine(scratch.sums.as_ptr(), rows, splat, self.beta.as_ptr(), y.as_mut_ptr(), to) };
-        } else {
-            self.add_products(scratch);
-            for i in 0..d {
-                finish(&scratch.sums[i * rows..][..rows], splat, &self.beta, &mut y[i * to..][..rows]);
+            self.multiply_transformed(transformed, scratch, &places);
+        }
+        self.weights.multiply(&self.products, &scratch.codes, &mut scratch.sums, &places, &mut scratch.expanded);
+        let sums = scratch.sums.chunks_exact(2 * d * rows);
+        for ((sums, &r), y) in sums.zip(&scratch.worth).zip(y.chunks_exact_mut(d * to)) {
+            let splat = f32x4_splat(r);
+            if self.transformed.is_some() {
+                // SAFETY: sixteen rows of `rows` sums, y eight of `to` floats, beta `to`; `rows` is a multiple of 8.
+                unsafe { combine(sums.as_ptr(), rows, splat, self.beta.as_ptr(), y.as_mut_ptr(), to) };
+            } else {
+                for (sums, y) in sums.chunks_exact(rows).zip(y.chunks_exact_mut(to)) {
+                    finish(sums, splat, &self.beta, &mut y[..rows]);
+                }
+            }
+            if rows < to {
+                y.chunks_exact_mut(to).for_each(|y| y[rows..].fill(0.0));
             }
         }
-        if rows < to {
-            y.chunks_exact_mut(to).for_each(|y| y[rows..].fill(0.0));
-        }
         Ok(())
     }
 
-    /// The planned products of every component of the input.
-    fn add_products(&self, scratch: &mut Scratch) {
-        let (from, rows) = (stride(self.columns), self.weights.padded_rows());
-        for (j, targets) in self.targets.iter().enumerate() {
-            self.weights.multiply(&scratch.codes[j * from..][..from], targets, &mut scratch.sums, rows);
+    /// P into rows 0 to 7 of the sums; the corrections go to rows 8 to 15.
+    fn multiply_transformed(&self, transformed: &Int8Matrices, scratch: &mut Scratch, places: &Places) {
+        let from = places.x_stride;
+        scratch.transformed.resize(places.columns * 8 * from, 0);
+        for (codes, to) in scratch.codes.chunks_exact(8 * from).zip(scratch.transformed.chunks_exact_mut(8 * from)) {
+            // SAFETY: both hold eight blocks of `from` codes, a multiple of 16.
+            unsafe { transform8(codes.as_ptr(), to.as_mut_ptr(), from) };
         }
-    }
-
-    /// P in rows 0 to 7 of the sums, the corrections in rows 8 to 15.
-    fn octonion_sums(&self, transformed: &Int8Matrices, scratch: &mut Scratch) {
-        let (from, rows) = (stride(self.columns), self.weights.padded_rows());
-        scratch.transformed.resize(8 * from, 0);
-        // SAFETY: both hold eight blocks of `from` codes, a multiple of 16.
-        unsafe { transform8(scratch.codes.as_ptr(), scratch.transformed.as_mut_ptr(), from) };
-        for r in 0..8 {
-            let x = &scratch.transformed[r * from..][..from];
-            transformed.multiply(x, &[(r, r, Into::Store)], &mut scratch.sums, rows);
-        }
-        self.add_products(scratch);
+        transformed.multiply(&self.transforms, &scratch.transformed, &mut scratch.sums, places);
     }
 }
 
-/// Products with untransformed weights, by component of the input: all of them, or the octonion's 22 corrections, whose sums
-/// stand behind the first eight rows. The first product of a row is stored, the others added to it.
-pub(crate) fn plan(dimension: usize, fast: bool) -> Vec<Vec<(usize, usize, Into)>> {
+/// Products with untransformed weights, matrix by matrix: all of them, or the octonion's 22 corrections, whose sums stand
+/// behind the first eight rows. The first product of a row is stored, the others are added to it.
+pub(crate) fn plan(dimension: usize, fast: bool) -> Plan {
     let table = signs(dimension);
-    let mut stored = [false; 16];
-    let mut add = |i: usize, plus: bool| match (std::mem::replace(&mut stored[i], true), plus) {
-        (false, _) => Into::Store,
-        (true, true) => Into::Add,
-        (true, false) => Into::Subtract,
-    };
-    (0..dimension)
-        .map(|j| {
-            (0..dimension)
-                .filter_map(|i| match fast {
-                    // Row 0 has its one plus in the minority, the others their three minuses.
-                    true => ((table[i][j] > 0) == (i == 0)).then(|| (i ^ j, 8 + i, add(i, true))),
-                    // Column 0 of every table is plus, so what is stored first needs no sign.
-                    false => Some((i ^ j, i, add(i, table[i][j] > 0))),
-                })
-                .collect()
-        })
-        .collect()
+    let plus = |i: usize, j: usize| table[i][j] > 0;
+    let mut products: Vec<Product> = Vec::new();
+    for matrix in 0..dimension {
+        for component in 0..dimension {
+            let i = matrix ^ component;
+            let plus = plus(i, component);
+            // Row 0 has its one plus in the minority, the others their three minuses.
+            if fast && plus != (i == 0) {
+                continue;
+            }
+            let (row, plus) = if fast { (8 + i, true) } else { (i, plus) };
+            let stored = products.iter().any(|product| product.row == row);
+            let into = match (stored, plus) {
+                // W_0 comes first, with plus: it multiplies by a real number.
+                (false, _) => Into::Store,
+                (true, true) => Into::Add,
+                (true, false) => Into::Subtract,
+            };
+            products.push(Product { matrix, component, row, into });
+        }
+    }
+    Plan::new(products)
 }
 
 /// Butterflies of eight vectors.

@@ -79,6 +79,11 @@ impl HashTables {
         self.tables.iter().map(RowTable::rows).sum()
     }
 
+    /// Whether any table has int4 rows.
+    pub fn four_bits(&self) -> bool {
+        self.tables.iter().any(RowTable::four_bits)
+    }
+
     /// Bytes in memory besides the codes: scales, importance and indices.
     pub fn bytes_beside_codes(&self) -> usize {
         self.tables.iter().map(|table| 4 * table.rows()).sum::<usize>() + 8 * self.importance.len()

@@ -313,7 +313,11 @@ impl Model {
         require!(session.current, Shape, "no token has been read: feed at least one before asking for logits");
         rms_norm(&session.x[..c], &self.norm, &mut work.plain, &mut work.more);
         let mut query = session.query.take().unwrap_or_default();
-        query.quantize(&work.plain)?;
+        let four_bits = match (&self.head, &self.embedding) {
+            (Some(table), _) | (None, Embedding::Table(table)) => table.four_bits(),
+            (None, Embedding::Hash(tables)) => tables.four_bits(),
+        };
+        query.quantize(&work.plain, four_bits)?;
         session.logits.resize(self.config.vocabulary, 0.0);
         if let (Embedding::Hash(tables), None) = (&self.embedding, &self.head) {
             tables.row_logits(&query, &mut session.row_logits);

@@ -13,6 +13,7 @@ use crate::arithmetic::reciprocal_root;
 use crate::blocks::stride;
 use crate::error::{Result, require, try_vec};
 use crate::int8::Int8Matrices;
+use crate::products::{Places, Plan};
 use crate::simd::*;
 use crate::ternary::{TernaryMatrices, check_codes, multiply_scalar};
 
@@ -213,6 +214,7 @@ pub struct HadamardLinear {
     n: usize,
     columns: usize,
     weights: TernaryMatrices,
+    products: Plan,
     /// [n, stride(K)] in the order of `factor_index`, zeros in the padding.
     alpha: Vec<f32>,
     /// [n, stride(N)], likewise.
@@ -223,8 +225,11 @@ pub struct HadamardLinear {
 #[derive(Default)]
 pub struct Scratch {
     v: Vec<f32>,
+    /// Per column.
     codes: Vec<i16>,
     sums: Vec<i32>,
+    worth: Vec<f32>,
+    expanded: Vec<i16>,
 }
 
 /// Factors [n, K] padded with zeros and in the order of `factor_index`.
@@ -252,7 +257,8 @@ impl HadamardLinear {
     ) -> Result<Self> {
         check_size(n)?;
         let weights = TernaryMatrices::new(codes, n, rows, columns, packed)?;
-        Ok(Self { n, columns, weights, alpha: arrange(alpha, n, columns)?, beta: arrange(beta, n, rows)? })
+        let products = Plan::one_each(n);
+        Ok(Self { n, columns, weights, products, alpha: arrange(alpha, n, columns)?, beta: arrange(beta, n, rows)? })
     }
 
     /// Bytes that the layer takes in memory.
@@ -262,25 +268,29 @@ impl HadamardLinear {
 
     /// x: `columns` times padded blocks [n, stride(K)]; y: as many [n, stride(N)].
     pub fn apply(&self, x: &[f32], y: &mut [f32], columns: usize, scratch: &mut Scratch) -> Result<()> {
-        let (n, from, to) = (self.n, stride(self.columns), stride(self.weights.rows()));
-        for (x, y) in x.chunks_exact(n * from).zip(y.chunks_exact_mut(n * to)).take(columns) {
-            self.apply_one(x, y, scratch)?;
-        }
-        Ok(())
-    }
-
-    fn apply_one(&self, x: &[f32], y: &mut [f32], scratch: &mut Scratch) -> Result<()> {
         let (n, from, rows) = (self.n, stride(self.columns), self.weights.padded_rows());
         let to = stride(self.weights.rows());
-        require!(x.len() == n * from && y.len() == n * to, Shape, "{} features for {n} blocks of {from}", x.len());
+        let fits = x.len() == columns * n * from && y.len() == columns * n * to;
+        require!(fits, Shape, "{} features for {columns} x {n} blocks of {from}", x.len());
+        if columns == 0 || rows == 0 {
+            return Ok(());
+        }
         scratch.v.resize(n * from, 0.0);
-        scratch.codes.resize(n * from, 0);
-        scratch.sums.resize(n * rows, 0);
-        let most = transform_blocks(x, Some(&self.alpha), n, from, &mut scratch.v);
-        let (s, r) = scales(most)?;
-        round_codes(&scratch.v, s, &mut scratch.codes);
-        self.weights.multiply_each(n, &scratch.codes, from, &mut scratch.sums, rows);
-        finish(&mut scratch.sums, n, rows, &Worth { r, factor: &self.beta, more: None }, y, to);
+        scratch.codes.resize(columns * n * from, 0);
+        scratch.sums.resize(columns * n * rows, 0);
+        scratch.worth.clear();
+        for (x, codes) in x.chunks_exact(n * from).zip(scratch.codes.chunks_exact_mut(n * from)) {
+            let (s, r) = scales(transform_blocks(x, Some(&self.alpha), n, from, &mut scratch.v))?;
+            round_codes(&scratch.v, s, codes);
+            scratch.worth.push(r);
+        }
+        let places = Places { columns, x_stride: from, x_column: n * from, out_stride: rows, out_column: n * rows };
+        let (codes, sums) = (&scratch.codes, &mut scratch.sums);
+        self.weights.multiply_each(&self.products, codes, sums, &places, &mut scratch.expanded);
+        let sums = sums.chunks_exact_mut(n * rows);
+        for ((sums, &r), y) in sums.zip(&scratch.worth).zip(y.chunks_exact_mut(n * to)) {
+            finish(sums, n, rows, &Worth { r, factor: &self.beta, more: None }, y, to);
+        }
         Ok(())
     }
 }
@@ -290,6 +300,7 @@ pub struct HadamardMixer {
     n: usize,
     d: usize,
     weights: Int8Matrices,
+    products: Plan,
     scale: Vec<f32>,
     beta: Vec<f32>,
 }
@@ -299,7 +310,8 @@ impl HadamardMixer {
     pub fn new(codes: &[i8], n: usize, d: usize, scale: &[f32], beta: &[f32]) -> Result<Self> {
         check_size(n)?;
         let all = |values: &[f32]| arrange(&values.repeat(n), n, d);
-        Ok(Self { n, d, weights: Int8Matrices::new(codes, n, d, d)?, scale: all(scale)?, beta: all(beta)? })
+        let weights = Int8Matrices::new(codes, n, d, d)?;
+        Ok(Self { n, d, weights, products: Plan::one_each(n), scale: all(scale)?, beta: all(beta)? })
     }
 
     /// Bytes that the mixer takes in memory.
@@ -316,7 +328,8 @@ impl HadamardMixer {
         scratch.sums.resize(n * rows, 0);
         let (s, r) = scales(transform_blocks(x, None, n, width, &mut scratch.v))?;
         round_codes(&scratch.v, s, &mut scratch.codes);
-        self.weights.multiply_each(n, &scratch.codes, width, &mut scratch.sums, rows);
+        let places = Places { columns: 1, x_stride: width, x_column: 0, out_stride: rows, out_column: 0 };
+        self.weights.multiply(&self.products, &scratch.codes, &mut scratch.sums, &places);
         finish(&mut scratch.sums, n, rows, &Worth { r, factor: &self.scale, more: Some(&self.beta) }, y, width);
         Ok(())
     }

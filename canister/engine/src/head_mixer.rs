@@ -14,7 +14,7 @@ use crate::cayley_dickson::{plan, signs};
 use crate::error::{Result, require, try_vec};
 use crate::hadamard::{self, HadamardMixer, check_size};
 use crate::int8::Int8Matrices;
-use crate::ternary::Into;
+use crate::products::{Places, Plan};
 
 /// What the n components of a group are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +63,7 @@ pub struct HeadMixer {
 }
 
 enum Kind {
-    CayleyDickson { weights: Int8Matrices, scale: Vec<f32>, beta: Vec<f32>, plan: Vec<Vec<(usize, usize, Into)>> },
+    CayleyDickson { weights: Int8Matrices, scale: Vec<f32>, beta: Vec<f32>, products: Plan },
     Hadamard(HadamardMixer),
 }
 
@@ -102,7 +102,7 @@ impl HeadMixer {
                 weights: Int8Matrices::new(&transposed, n, d, d)?,
                 scale: scale.to_vec(),
                 beta: beta.to_vec(),
-                plan: plan(n, false),
+                products: plan(n, false),
             },
         };
         Ok(Self { algebra, d, kind })
@@ -143,16 +143,15 @@ impl HeadMixer {
 
     /// One group by all n^2 products.
     fn mix_group(&self, x: &[f32], y: &mut [f32], scratch: &mut Scratch) -> Result<()> {
-        let Kind::CayleyDickson { weights, scale, beta, plan } = &self.kind else { return Ok(()) };
+        let Kind::CayleyDickson { weights, scale, beta, products } = &self.kind else { return Ok(()) };
         let (n, d, from, rows) = (self.algebra.size(), self.d, stride(self.d), weights.padded_rows());
         scratch.x.resize(n * from, 0.0);
         scratch.codes.resize(n * from, 0);
         scratch.sums.resize(n * rows, 0);
         spread(x, d, &mut scratch.x);
         let r = quantize(&scratch.x, &mut scratch.codes)?;
-        for (a, targets) in scratch.codes.chunks_exact(from).zip(plan) {
-            weights.multiply(a, targets, &mut scratch.sums, rows);
-        }
+        let places = Places { columns: 1, x_stride: from, x_column: 0, out_stride: rows, out_column: 0 };
+        weights.multiply(products, &scratch.codes, &mut scratch.sums, &places);
         for (sums, y) in scratch.sums.chunks_exact(rows).zip(y.chunks_exact_mut(d)) {
             for (y, (sum, (scale, beta))) in y.iter_mut().zip(sums.iter().zip(scale.iter().zip(beta))) {
                 *y = ((*sum as f32 * r) * scale) * beta;

@@ -9,8 +9,8 @@
 
 use crate::arithmetic::round_up;
 use crate::error::{Result, require, try_vec};
+use crate::products::{Into, Places, Plan, for_chunk};
 use crate::simd::*;
-use crate::ternary::Into;
 
 /// Pairs of k whose splats stay in locals.
 const CHUNK: usize = 32;
@@ -55,38 +55,39 @@ impl Int8Matrices {
         4 * self.groups
     }
 
-    /// Multiply x by several of the matrices; as `TernaryMatrices::multiply`, x any i16.
-    pub fn multiply(&self, x: &[i16], targets: &[(usize, usize, Into)], out: &mut [i32], out_stride: usize) {
-        assert!(x.len() >= 2 * self.pairs && out_stride >= self.padded_rows());
-        let (step, matrix_length) = (self.pairs * 8, self.groups * self.pairs * 8);
-        for &(matrix, row, _) in targets {
-            assert!(out.len() >= row * out_stride + self.padded_rows());
-            assert!(self.data.len() >= (matrix + 1) * matrix_length);
-        }
+    /// Products of x with the matrices; as `TernaryMatrices::multiply`, x any i16.
+    pub fn multiply(&self, products: &Plan, x: &[i16], out: &mut [i32], places: &Places) {
+        let (step, matrix, count) = (self.pairs * 8, self.groups * self.pairs * 8, self.groups);
+        let matrices = self.data.len() / matrix.max(1);
+        places.check(products, x.len(), self.pairs, out.len(), self.padded_rows(), matrices);
+        let (x_column, out_column) = (places.x_column, places.out_column);
         let mut at = 0;
         while at < self.pairs {
             let length = (self.pairs - at).min(CHUNK);
-            for &(matrix, row, into) in targets {
-                // SAFETY: the assertions above; pairs are a multiple of 8, so `length` is 8, 16, 24 or 32.
-                unsafe {
-                    let w = self.data.as_ptr().add(matrix * matrix_length + at * 8);
-                    let x = x.as_ptr().add(2 * at);
-                    let out = out.as_mut_ptr().add(row * out_stride);
-                    let call = match (length, if into == Into::Store && at > 0 { Into::Add } else { into }) {
-                        (8, Into::Store) => groups::<8, 0>,
-                        (8, Into::Add) => groups::<8, 1>,
-                        (8, Into::Subtract) => groups::<8, 2>,
-                        (16, Into::Store) => groups::<16, 0>,
-                        (16, Into::Add) => groups::<16, 1>,
-                        (16, Into::Subtract) => groups::<16, 2>,
-                        (24, Into::Store) => groups::<24, 0>,
-                        (24, Into::Add) => groups::<24, 1>,
-                        (24, Into::Subtract) => groups::<24, 2>,
-                        (_, Into::Store) => groups::<32, 0>,
-                        (_, Into::Add) => groups::<32, 1>,
-                        (_, Into::Subtract) => groups::<32, 2>,
-                    };
-                    call(w, step, x, out, self.groups);
+            for product in products.iter() {
+                let into = if product.into == Into::Store && at > 0 { Into::Add } else { product.into };
+                let mut column = 0;
+                while column < places.columns {
+                    // SAFETY: the check; pairs are a multiple of 8, so `length` is 8, 16, 24 or 32.
+                    unsafe {
+                        let w = self.data.as_ptr().add(product.matrix * matrix + at * 8);
+                        let x = x.as_ptr().add(column * x_column + product.component * places.x_stride + 2 * at);
+                        let out = out.as_mut_ptr().add(column * out_column + product.row * places.out_stride);
+                        match places.columns - column {
+                            1 => {
+                                for_chunk!(groups, 1, length, into, (w, step, count, x, x_column, out, out_column));
+                                column += 1;
+                            }
+                            2 | 3 => {
+                                for_chunk!(groups, 2, length, into, (w, step, count, x, x_column, out, out_column));
+                                column += 2;
+                            }
+                            _ => {
+                                for_chunk!(groups, 4, length, into, (w, step, count, x, x_column, out, out_column));
+                                column += 4;
+                            }
+                        }
+                    }
                 }
             }
             at += length;
@@ -94,60 +95,45 @@ impl Int8Matrices {
     }
 }
 
-impl Int8Matrices {
-    /// out_g = W_g x_g for every matrix g: x [count, x_stride], out [count, out_stride].
-    pub fn multiply_each(&self, count: usize, x: &[i16], x_stride: usize, out: &mut [i32], out_stride: usize) {
-        let matrix_length = self.groups * self.pairs * 8;
-        if self.pairs != 8 {
-            for g in 0..count {
-                self.multiply(&x[g * x_stride..], &[(g, g, Into::Store)], out, out_stride);
-            }
-            return;
-        }
-        assert!(x_stride >= 2 * self.pairs && x.len() >= count * x_stride && self.data.len() >= count * matrix_length);
-        assert!(out_stride >= self.padded_rows() && out.len() >= count * out_stride);
-        let (mut w, mut x, mut out) = (self.data.as_ptr(), x.as_ptr(), out.as_mut_ptr());
-        for _ in 0..count {
-            // SAFETY: the assertions.
-            unsafe {
-                groups::<8, 0>(w, 64, x, out, self.groups);
-                w = w.add(matrix_length);
-                x = x.add(x_stride);
-                out = out.add(out_stride);
-            }
-        }
-    }
-}
-
-/// Groups of four rows times one chunk of x; MODE 0 stores, 1 adds, 2 subtracts.
+/// Groups of four rows times one chunk of N columns of x; MODE 0 stores, 1 adds, 2 subtracts.
 ///
 /// # Safety
-/// Group g has 8 P weights at `w + g * step`; x has 2 P numbers; out has 4 `groups` sums.
-unsafe fn groups<const P: usize, const MODE: usize>(
+/// Group g has 8 P weights at `w + g * step`; a column of x has 2 P numbers, one of out 4 `groups` sums.
+unsafe fn groups<const P: usize, const MODE: usize, const N: usize>(
     w: *const i8,
     step: usize,
-    x: *const i16,
-    out: *mut i32,
     groups: usize,
+    x: *const i16,
+    x_column: usize,
+    out: *mut i32,
+    out_column: usize,
 ) {
-    let mut splats = [i32x4_splat(0); P];
+    let mut splats = [[i32x4_splat(0); P]; N];
     // SAFETY: the caller's promise, for every access below.
     unsafe {
-        unroll!(p in P, { splats[p] = v128_load32_splat(x.add(2 * p).cast()); });
+        unroll!(c upto 4 in N, {
+            let x = x.add(c * x_column);
+            unroll!(p upto 32 in P, { splats[c][p] = v128_load32_splat(x.add(2 * p).cast()); });
+        });
         let (mut w, mut out) = (w, out);
         for _ in 0..groups {
-            let mut sum = i32x4_dot_i16x8(i16x8_load_extend_i8x8(w), splats[0]);
-            unroll!(p in P, {
-                if p > 0 {
-                    sum = i32x4_add(sum, i32x4_dot_i16x8(i16x8_load_extend_i8x8(w.add(8 * p)), splats[p]));
+            let mut weights = [i32x4_splat(0); P];
+            let mut to = out;
+            unroll!(c upto 4 in N, {
+                if c == 0 {
+                    unroll!(p upto 32 in P, { weights[p] = i16x8_load_extend_i8x8(w.add(8 * p)); });
+                }
+                let sum = dots(&weights, &splats[c]);
+                if c > 0 {
+                    to = to.add(out_column);
+                }
+                let place = to.cast::<v128>();
+                match MODE {
+                    0 => v128_store(place, sum),
+                    1 => v128_store(place, i32x4_add(v128_load(place), sum)),
+                    _ => v128_store(place, i32x4_sub(v128_load(place), sum)),
                 }
             });
-            let to = out.cast::<v128>();
-            match MODE {
-                0 => v128_store(to, sum),
-                1 => v128_store(to, i32x4_add(v128_load(to), sum)),
-                _ => v128_store(to, i32x4_sub(v128_load(to), sum)),
-            }
             w = w.add(step);
             out = out.add(4);
         }
@@ -157,6 +143,7 @@ unsafe fn groups<const P: usize, const MODE: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::products::Product;
     use crate::ternary::multiply_scalar;
 
     #[test]
@@ -164,16 +151,37 @@ mod tests {
         for (rows, columns) in [(1, 1), (4, 16), (16, 16), (43, 16), (64, 64), (9, 171), (3, 50)] {
             let codes: Vec<i8> = (0..2 * rows * columns).map(|i| ((i * 31 + i / 5) % 255) as i8).collect();
             let x: Vec<i16> = (0..columns).map(|i| ((i * 353) % 2033) as i16 - 1016).collect();
-            let padded: Vec<i16> = x.iter().copied().chain(vec![0; 16]).collect();
             let m = Int8Matrices::new(&codes, 2, rows, columns).unwrap();
-            let stride = m.padded_rows();
-            let mut out = vec![3; 3 * stride];
-            m.multiply(&padded, &[(1, 0, Into::Store), (0, 1, Into::Add), (1, 2, Into::Subtract)], &mut out, stride);
-            for (matrix, row, base, sign) in [(1, 0, 0, 1), (0, 1, 3, 1), (1, 2, 3, -1)] {
-                let mut expected = vec![0; rows];
-                multiply_scalar(&x, &codes[matrix * rows * columns..][..rows * columns], &mut expected);
-                let expected: Vec<i32> = expected.iter().map(|v| base + sign * v).collect();
-                assert_eq!(&out[row * stride..][..rows], expected, "{rows} x {columns}");
+            let (width, height) = (round_up(columns, 16), m.padded_rows());
+            for count in [1, 2, 3, 4, 7] {
+                let mut input = vec![0; count * width];
+                for (c, column) in input.chunks_exact_mut(width).enumerate() {
+                    column.iter_mut().zip(&x).for_each(|(to, v)| *to = v - 3 * c as i16);
+                }
+                let places = Places {
+                    columns: count,
+                    x_stride: width,
+                    x_column: width,
+                    out_stride: height,
+                    out_column: 3 * height,
+                };
+                let product = |matrix, row, into| Product { matrix, component: 0, row, into };
+                let list = Plan::new(vec![
+                    product(1, 0, Into::Store),
+                    product(0, 1, Into::Add),
+                    product(1, 2, Into::Subtract),
+                ]);
+                let mut out = vec![3; count * 3 * height];
+                m.multiply(&list, &input, &mut out, &places);
+                for c in 0..count {
+                    for (matrix, row, base, sign) in [(1, 0, 0, 1), (0, 1, 3, 1), (1, 2, 3, -1)] {
+                        let mut expected = vec![0; rows];
+                        let codes = &codes[matrix * rows * columns..][..rows * columns];
+                        multiply_scalar(&input[c * width..][..columns], codes, &mut expected);
+                        let expected: Vec<i32> = expected.iter().map(|v| base + sign * v).collect();
+                        assert_eq!(&out[(3 * c + row) * height..][..rows], expected, "{rows} x {columns}");
+                    }
+                }
             }
         }
     }

@@ -24,6 +24,7 @@ pub mod int8;
 pub mod json;
 pub mod kv_cache;
 pub mod model;
+pub mod products;
 pub mod rms_norm;
 pub mod rope;
 pub mod rows;

@@ -5,9 +5,9 @@
 //! ```
 //!
 //! Rows are read where the file has them. An int8 row of K features is K bytes. An int4 row is K / 2 bytes, feature 2 i in
-//! the low half of byte i, as code + 8; the kernel masks the four halves of every 16-bit lane in place, where they stand 1,
-//! 16, 256 and 1 (after a shift) times too large, and multiplies them with activations that are 256, 16, 1 and 256 times
-//! too large, so that one sum holds all four. The + 8 costs one subtraction of 8 sum(a) per row.
+//! the low half l of byte i, feature 2 i + 1 in the high half h, as code + 8. The kernel multiplies whole bytes, 16 h + l,
+//! by a_h and their low halves by 16 a_l - a_h, which is 16 (h a_h + l a_l) together and needs one mask for two codes; the
+//! + 8 costs one subtraction of 8 sum(a) per row.
 
 use std::sync::Arc;
 
@@ -78,6 +78,11 @@ impl RowTable {
         self.width
     }
 
+    /// Whether rows are int4.
+    pub fn four_bits(&self) -> bool {
+        self.four_bits
+    }
+
     fn code(&self, row: usize, k: usize) -> i8 {
         if self.four_bits {
             let byte = self.codes[row * self.width / 2 + k / 2];
@@ -109,30 +114,29 @@ impl RowTable {
         Ok(())
     }
 
-    /// Logits of rows `from .. from + out.len()` for several tokens, their outputs of one length.
+    /// Logits of rows `from .. from + out.len()` for several tokens, whose outputs have one length.
     pub fn logits(&self, columns: &mut [(&Query, &mut [f32])], from: usize) {
-        for (query, out) in columns {
-            self.logits_of_one(query, from, out);
+        let length = columns.first().map_or(0, |(_, out)| out.len());
+        assert!(from + length <= self.rows);
+        assert!(columns.iter().all(|(query, out)| query.codes.len() == self.width && out.len() == length));
+        let fast = self.width.is_multiple_of(16) && (!self.four_bits || self.width <= 4096);
+        let body = if fast { length & !3 } else { 0 };
+        let mut rest = &mut *columns;
+        while body > 0 && !rest.is_empty() {
+            // SAFETY: `body` rows from `from` exist, a multiple of 4, the width fits the kernel, and so many columns are left.
+            let taken = unsafe {
+                match rest.len() {
+                    1 => self.fast_logits::<1>(rest, from, body),
+                    2 | 3 => self.fast_logits::<2>(rest, from, body),
+                    _ => self.fast_logits::<4>(rest, from, body),
+                }
+            };
+            rest = &mut rest[taken..];
         }
-    }
-
-    fn logits_of_one(&self, query: &Query, from: usize, out: &mut [f32]) {
-        assert!(from + out.len() <= self.rows && query.codes.len() >= self.width);
-        let body = out.len() & !3;
-        let fast = if self.four_bits {
-            self.width.is_multiple_of(32) && self.width <= 4096
-        } else {
-            self.width.is_multiple_of(8)
-        };
-        let done = if fast && body > 0 {
-            // SAFETY: `body` rows from `from` exist, each of the full width; the scales as well.
-            unsafe { self.fast_logits(query, from, &mut out[..body]) };
-            body
-        } else {
-            0
-        };
-        for (i, out) in out.iter_mut().enumerate().skip(done) {
-            *out = self.logit_scalar(query, from + i);
+        for (query, out) in columns {
+            for (i, out) in out.iter_mut().enumerate().skip(body) {
+                *out = self.logit_scalar(query, from + i);
+            }
         }
     }
 
@@ -142,35 +146,57 @@ impl RowTable {
         (sum as f32 * query.r) * self.scale[row]
     }
 
+    /// The first N columns; returns N.
+    ///
     /// # Safety
-    /// Rows `from .. from + out.len()` exist; a multiple of 4 of them; the width fits the kernel.
-    unsafe fn fast_logits(&self, query: &Query, from: usize, out: &mut [f32]) {
-        let row = if self.four_bits { self.width / 2 } else { self.width };
+    /// Rows `from .. from + rows` exist; a multiple of 4 of them; N columns with room for them; the width fits the kernel.
+    unsafe fn fast_logits<const N: usize>(
+        &self,
+        columns: &mut [(&Query, &mut [f32])],
+        from: usize,
+        rows: usize,
+    ) -> usize {
+        let bytes = if self.four_bits { self.width / 2 } else { self.width };
+        let body = Body::<N> {
+            x: std::array::from_fn(|c| {
+                if self.four_bits { &columns[c].0.spread } else { &columns[c].0.codes }.as_ptr()
+            }),
+            eight: std::array::from_fn(|c| columns[c].0.eight_sums),
+            r: std::array::from_fn(|c| columns[c].0.r),
+            // SAFETY: the caller's promise.
+            scale: unsafe { self.scale.as_ptr().add(from) },
+            out: std::array::from_fn(|c| columns[c].1.as_mut_ptr()),
+            rows,
+        };
         // SAFETY: the caller's promise.
         unsafe {
-            let (w, scale) = (self.codes.as_ptr().add(from * row), self.scale.as_ptr().add(from));
-            let r = query.r;
-            if self.four_bits {
-                let (x, eight) = (query.spread.as_ptr(), query.eight_sums);
-                match self.width / 32 {
-                    4 => rows4::<4>(w, x, eight, r, scale, out),
-                    8 => rows4::<8>(w, x, eight, r, scale, out),
-                    12 => rows4::<12>(w, x, eight, r, scale, out),
-                    16 => rows4::<16>(w, x, eight, r, scale, out),
-                    _ => rows4_of_any_width(w, x, self.width / 32, eight, r, scale, out),
-                }
-            } else {
-                let (w, x) = (w.cast::<i8>(), query.codes.as_ptr());
-                match self.width / 8 {
-                    16 => rows8::<16>(w, x, r, scale, out),
-                    32 => rows8::<32>(w, x, r, scale, out),
-                    48 => rows8::<48>(w, x, r, scale, out),
-                    64 => rows8::<64>(w, x, r, scale, out),
-                    _ => rows8_of_any_width(w, x, self.width / 8, r, scale, out),
-                }
+            let w = self.codes.as_ptr().add(from * bytes);
+            match (self.width / 8, self.four_bits) {
+                (16, false) => rows_of_width::<16, N, false>(w, &body),
+                (32, false) => rows_of_width::<32, N, false>(w, &body),
+                (64, false) => rows_of_width::<64, N, false>(w, &body),
+                (16, true) => rows_of_width::<16, N, true>(w, &body),
+                (32, true) => rows_of_width::<32, N, true>(w, &body),
+                (64, true) => rows_of_width::<64, N, true>(w, &body),
+                (vectors, false) => rows_of_any_width::<N, false>(w, vectors, &body),
+                (vectors, true) => rows_of_any_width::<N, true>(w, vectors, &body),
             }
         }
+        N
     }
+}
+
+/// N columns of a kernel.
+struct Body<const N: usize> {
+    /// Codes, as the kernel reads them.
+    x: [*const i16; N],
+    eight: [i32; N],
+    r: [f32; N],
+    /// Of the first row.
+    scale: *const f32,
+    out: [*mut f32; N],
+    /// A multiple of 4.
+    rows: usize,
 }
 
 /// A quantised token, as heads read it.
@@ -178,7 +204,7 @@ impl RowTable {
 pub struct Query {
     /// int8 codes, held as i16.
     codes: Vec<i16>,
-    /// Codes regrouped and scaled for int4 rows: per 32 features, those at 4 l, 4 l + 1, 4 l + 2, 4 l + 3 for lanes l.
+    /// Factors for int4 rows: per 16 features those of the bytes, then those of their low halves.
     spread: Vec<i16>,
     /// 8 times the sum of the codes.
     eight_sums: i32,
@@ -186,16 +212,18 @@ pub struct Query {
 }
 
 impl Query {
-    /// Quantise x [K].
-    pub fn quantize(&mut self, x: &[f32]) -> Result<()> {
+    /// Quantise x [K]; `four_bits` says whether int4 rows are to be multiplied.
+    pub fn quantize(&mut self, x: &[f32], four_bits: bool) -> Result<()> {
         self.codes.resize(x.len(), 0);
         self.r = crate::activations::quantize(x, &mut self.codes)?;
+        if !four_bits {
+            return Ok(());
+        }
         self.eight_sums = 8 * self.codes.iter().map(|&a| i32::from(a)).sum::<i32>();
         self.spread.clear();
-        for group in self.codes.chunks_exact(32) {
-            for (part, factor) in [256, 16, 1, 256].into_iter().enumerate() {
-                self.spread.extend((0..8).map(|lane| group[4 * lane + part] * factor));
-            }
+        for group in self.codes.chunks_exact(16) {
+            self.spread.extend(group.chunks_exact(2).map(|pair| pair[1]));
+            self.spread.extend(group.chunks_exact(2).map(|pair| 16 * pair[0] - pair[1]));
         }
         Ok(())
     }
@@ -214,125 +242,94 @@ unsafe fn finish4(sums: v128, r: v128, scale: *const f32, out: *mut f32) {
     }
 }
 
-/// int8 rows of 8 V features; the token stays in V locals.
+/// V vectors in a row.
 ///
 /// # Safety
-/// `w` holds `out.len()` rows (a multiple of 4), `x` 8 V codes, `scale` one number per row.
-unsafe fn rows8<const V: usize>(w: *const i8, x: *const i16, r: f32, scale: *const f32, out: &mut [f32]) {
-    let mut token = [i32x4_splat(0); V];
-    let r = f32x4_splat(r);
-    // SAFETY: the caller's promise, for every access below.
-    unsafe {
-        unroll!(i in V, { token[i] = v128_load(x.add(8 * i).cast()); });
-        let (mut w, mut scale) = (w, scale);
-        for out in out.chunks_exact_mut(4) {
-            let mut sums = [i32x4_splat(0); 4];
-            unroll!(row in 4, {
-                let mut sum = i32x4_dot_i16x8(i16x8_load_extend_i8x8(w.add(8 * V * row)), token[0]);
-                unroll!(i in V, {
-                    if i > 0 {
-                        let codes = i16x8_load_extend_i8x8(w.add(8 * V * row + 8 * i));
-                        sum = i32x4_add(sum, i32x4_dot_i16x8(codes, token[i]));
-                    }
-                });
-                sums[row] = sum;
-            });
-            finish4(i32x4_sum_lanes(sums[0], sums[1], sums[2], sums[3]), r, scale, out.as_mut_ptr());
-            w = w.add(4 * 8 * V);
-            scale = scale.add(4);
-        }
-    }
-}
-
-/// `rows8` for any number of vectors.
-///
-/// # Safety
-/// As `rows8`.
-unsafe fn rows8_of_any_width(w: *const i8, x: *const i16, vectors: usize, r: f32, scale: *const f32, out: &mut [f32]) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        for (n, out) in out.chunks_exact_mut(4).enumerate() {
-            let mut sums = [i32x4_splat(0); 4];
-            for (row, sum) in sums.iter_mut().enumerate() {
-                let w = w.add(8 * vectors * (4 * n + row));
-                for i in 0..vectors {
-                    let codes = i16x8_load_extend_i8x8(w.add(8 * i));
-                    *sum = i32x4_add(*sum, i32x4_dot_i16x8(codes, v128_load(x.add(8 * i).cast())));
-                }
-            }
-            let total = i32x4_sum_lanes(sums[0], sums[1], sums[2], sums[3]);
-            finish4(total, f32x4_splat(r), scale.add(4 * n), out.as_mut_ptr());
-        }
-    }
-}
-
-/// 256 times the product of 32 int4 codes with four vectors of scaled activations.
+/// 8 V numbers are at `x`.
 #[inline(always)]
-fn dot32(codes: v128, x: [v128; 4]) -> v128 {
-    let part = |mask: i16, x: v128| i32x4_dot_i16x8(v128_and(codes, i16x8_splat(mask)), x);
-    let low = i32x4_add(part(0x000f, x[0]), part(0x00f0, x[1]));
-    let high = i32x4_add(part(0x0f00, x[2]), i32x4_dot_i16x8(u16x8_shr(codes, 12), x[3]));
-    i32x4_add(low, high)
+unsafe fn load_all<const V: usize>(x: *const i16) -> [v128; V] {
+    let mut all = [i32x4_splat(0); V];
+    // SAFETY: the caller's promise.
+    unsafe { unroll!(i in V, { all[i] = v128_load(x.add(8 * i).cast()); }) };
+    all
 }
 
-/// int4 rows of 32 V features; the token stays in 4 V locals.
+/// Operands of 8 V features: widened int8 codes, or for int4 per 16 features eight bytes and their low halves.
 ///
 /// # Safety
-/// `w` holds `out.len()` rows (a multiple of 4) of 16 V bytes, `x` 32 V numbers, `scale` one number per row.
-unsafe fn rows4<const V: usize>(w: *const u8, x: *const i16, eight: i32, r: f32, scale: *const f32, out: &mut [f32]) {
-    let mut token = [[i32x4_splat(0); 4]; V];
-    let (r, eight) = (f32x4_splat(r), i32x4_splat(eight));
-    // SAFETY: the caller's promise, for every access below.
+/// The features are at `w`.
+#[inline(always)]
+unsafe fn operands<const V: usize, const FOUR: bool>(w: *const u8) -> [v128; V] {
+    let mut all = [i32x4_splat(0); V];
+    // SAFETY: the caller's promise.
     unsafe {
         unroll!(i in V, {
-            unroll!(part in 4, { token[i][part] = v128_load(x.add(32 * i + 8 * part).cast()); });
+            all[i] = match (FOUR, i % 2) {
+                (false, _) => i16x8_load_extend_i8x8(w.add(8 * i).cast()),
+                (true, 0) => i16x8_load_extend_u8x8(w.add(4 * i)),
+                (true, _) => v128_and(all[i & !1], i16x8_splat(15)),
+            };
         });
-        let (mut w, mut scale) = (w, scale);
-        for out in out.chunks_exact_mut(4) {
-            let mut sums = [i32x4_splat(0); 4];
+    }
+    all
+}
+
+/// Rows of 8 V features for N tokens, which stay in V N locals.
+///
+/// # Safety
+/// `w` holds the rows of `body`, each x 8 V numbers, `scale` and each `out` one number per row.
+unsafe fn rows_of_width<const V: usize, const N: usize, const FOUR: bool>(w: *const u8, body: &Body<N>) {
+    let bytes = if FOUR { 4 * V } else { 8 * V };
+    let mut token = [[i32x4_splat(0); V]; N];
+    // SAFETY: the caller's promise, for every access below.
+    unsafe {
+        unroll!(c upto 4 in N, { token[c] = load_all(body.x[c]); });
+        let r: [v128; N] = std::array::from_fn(|c| f32x4_splat(body.r[c]));
+        let eight: [v128; N] = std::array::from_fn(|c| i32x4_splat(body.eight[c]));
+        let (mut w, mut scale, mut out) = (w, body.scale, body.out);
+        for _ in 0..body.rows / 4 {
+            let mut sums = [[i32x4_splat(0); 4]; N];
             unroll!(row in 4, {
-                let mut sum = dot32(v128_load(w.add(16 * V * row).cast()), token[0]);
-                unroll!(i in V, {
-                    if i > 0 {
-                        sum = i32x4_add(sum, dot32(v128_load(w.add(16 * V * row + 16 * i).cast()), token[i]));
-                    }
-                });
-                sums[row] = sum;
+                let codes = operands::<V, FOUR>(w.add(bytes * row));
+                unroll!(c upto 4 in N, { sums[c][row] = dots(&codes, &token[c]); });
             });
-            let total = i32x4_shr(i32x4_sum_lanes(sums[0], sums[1], sums[2], sums[3]), 8);
-            finish4(i32x4_sub(total, eight), r, scale, out.as_mut_ptr());
-            w = w.add(4 * 16 * V);
+            unroll!(c upto 4 in N, {
+                let total = i32x4_sum_lanes(sums[c][0], sums[c][1], sums[c][2], sums[c][3]);
+                let total = if FOUR { i32x4_sub(i32x4_shr(total, 4), eight[c]) } else { total };
+                finish4(total, r[c], scale, out[c]);
+                out[c] = out[c].add(4);
+            });
+            w = w.add(4 * bytes);
             scale = scale.add(4);
         }
     }
 }
 
-/// `rows4` for any number of vectors.
+/// `rows_of_width` for any number of vectors.
 ///
 /// # Safety
-/// As `rows4`.
-unsafe fn rows4_of_any_width(
-    w: *const u8,
-    x: *const i16,
-    vectors: usize,
-    eight: i32,
-    r: f32,
-    scale: *const f32,
-    out: &mut [f32],
-) {
+/// As `rows_of_width`.
+unsafe fn rows_of_any_width<const N: usize, const FOUR: bool>(w: *const u8, vectors: usize, body: &Body<N>) {
+    let bytes = if FOUR { 4 * vectors } else { 8 * vectors };
     // SAFETY: the caller's promise.
     unsafe {
-        for (n, out) in out.chunks_exact_mut(4).enumerate() {
-            let mut sums = [i32x4_splat(0); 4];
-            for (row, sum) in sums.iter_mut().enumerate() {
-                let w = w.add(16 * vectors * (4 * n + row));
-                for i in 0..vectors {
-                    let token = [0, 8, 16, 24].map(|part| v128_load(x.add(32 * i + part).cast()));
-                    *sum = i32x4_add(*sum, dot32(v128_load(w.add(16 * i).cast()), token));
+        for n in 0..body.rows / 4 {
+            for c in 0..N {
+                let mut sums = [i32x4_splat(0); 4];
+                for (row, sum) in sums.iter_mut().enumerate() {
+                    let w = w.add(bytes * (4 * n + row));
+                    for i in (0..vectors).step_by(2) {
+                        let at = body.x[c].add(8 * i);
+                        let codes =
+                            if FOUR { operands::<2, true>(w.add(4 * i)) } else { operands::<2, false>(w.add(8 * i)) };
+                        *sum = i32x4_add(*sum, dots(&codes, &load_all(at)));
+                    }
                 }
+                let total = i32x4_sum_lanes(sums[0], sums[1], sums[2], sums[3]);
+                let eight = i32x4_splat(body.eight[c]);
+                let total = if FOUR { i32x4_sub(i32x4_shr(total, 4), eight) } else { total };
+                finish4(total, f32x4_splat(body.r[c]), body.scale.add(4 * n), body.out[c].add(4 * n));
             }
-            let total = i32x4_shr(i32x4_sum_lanes(sums[0], sums[1], sums[2], sums[3]), 8);
-            finish4(i32x4_sub(total, i32x4_splat(eight)), f32x4_splat(r), scale.add(4 * n), out.as_mut_ptr());
         }
     }
 }
@@ -357,14 +354,23 @@ mod tests {
             for four_bits in [false, true] {
                 let table = table(13, width, four_bits);
                 for extreme in [false, true] {
-                    let x: Vec<f32> =
-                        (0..width).map(|i| if extreme { 1.0 } else { (i * 67 % 97) as f32 - 48.0 }).collect();
-                    let mut query = Query::default();
-                    query.quantize(&x).unwrap();
-                    let mut out = vec![0.0; 11];
-                    table.logits(&mut [(&query, &mut out)], 2);
-                    let expected: Vec<f32> = (2..13).map(|row| table.logit_scalar(&query, row)).collect();
-                    assert_eq!(out, expected, "width {width}, int4 {four_bits}");
+                    for count in [1, 2, 3, 4, 7] {
+                        let queries: Vec<Query> = (0..count)
+                            .map(|c| {
+                                let value = |i: usize| if extreme { 1.0 } else { ((i + c) * 67 % 97) as f32 - 48.0 };
+                                let mut query = Query::default();
+                                query.quantize(&(0..width).map(value).collect::<Vec<_>>(), true).unwrap();
+                                query
+                            })
+                            .collect();
+                        let mut outs = vec![vec![0.0; 11]; count];
+                        let mut columns: Vec<_> = queries.iter().zip(outs.iter_mut().map(Vec::as_mut_slice)).collect();
+                        table.logits(&mut columns, 2);
+                        for (query, out) in queries.iter().zip(outs) {
+                            let expected: Vec<f32> = (2..13).map(|row| table.logit_scalar(query, row)).collect();
+                            assert_eq!(out, expected, "width {width}, int4 {four_bits}, {count} columns");
+                        }
+                    }
                 }
             }
         }

@@ -7,10 +7,11 @@
 pub use core::arch::wasm32::{
     f32x4_abs, f32x4_add, f32x4_convert_i32x4, f32x4_div, f32x4_eq, f32x4_lt, f32x4_max, f32x4_mul, f32x4_nearest,
     f32x4_pmax, f32x4_pmin, f32x4_splat, f32x4_sub, i8x16_narrow_i16x8, i16x8_add, i16x8_extend_low_i8x16,
-    i16x8_load_extend_i8x8, i16x8_shl, i16x8_shr, i16x8_shuffle, i16x8_splat, i16x8_sub, i32x4_add, i32x4_dot_i16x8,
-    i32x4_extend_high_i16x8, i32x4_extend_low_i16x8, i32x4_max, i32x4_shl, i32x4_shr, i32x4_shuffle, i32x4_splat,
-    i32x4_sub, i32x4_trunc_sat_f32x4, i64x2_shuffle, u16x8_shr, v128, v128_and, v128_andnot, v128_any_true, v128_load,
-    v128_load32_splat, v128_load32_zero, v128_store, v128_store16_lane, v128_store32_lane, v128_xor,
+    i16x8_load_extend_i8x8, i16x8_load_extend_u8x8, i16x8_shl, i16x8_shr, i16x8_shuffle, i16x8_splat, i16x8_sub,
+    i32x4_add, i32x4_dot_i16x8, i32x4_extend_high_i16x8, i32x4_extend_low_i16x8, i32x4_max, i32x4_shl, i32x4_shr,
+    i32x4_shuffle, i32x4_splat, i32x4_sub, i32x4_trunc_sat_f32x4, i64x2_shuffle, v128, v128_and, v128_andnot,
+    v128_any_true, v128_load, v128_load32_splat, v128_load32_zero, v128_store, v128_store16_lane, v128_store32_lane,
+    v128_xor,
 };
 
 #[cfg(all(target_arch = "wasm32", not(target_feature = "simd128")))]
@@ -29,15 +30,17 @@ macro_rules! unroll {
     ($i:ident in 8, $body:block) => { $crate::simd::unroll!(@ $i 8; 0 1 2 3 4 5 6 7; $body) };
     ($i:ident in 16, $body:block) => { $crate::simd::unroll!(@ $i 16; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; $body) };
     ($i:ident in 32, $body:block) => { $crate::simd::unroll!(@ $i 32; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31; $body) };
+    ($i:ident upto 4 in $n:ident, $body:block) => { $crate::simd::unroll!(@ $i $n; 0 1 2 3; $body) };
+    ($i:ident upto 32 in $n:ident, $body:block) => { $crate::simd::unroll!(@ $i $n; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31; $body) };
     ($i:ident in $n:ident, $body:block) => {{
         $crate::simd::unroll!(@ $i $n; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31; $body);
-        if $n > 32 {
+        if const { $n > 32 } {
             $crate::simd::unroll!(@ $i $n; 32 33 34 35 36 37 38 39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63; $body);
         }
     }};
     (@ $i:ident $n:expr; $($k:literal)*; $body:block) => {{
         $(
-            if $k < $n {
+            if const { $k < $n } {
                 #[allow(unused_variables)]
                 let $i: usize = $k;
                 $body
@@ -46,6 +49,18 @@ macro_rules! unroll {
     }};
 }
 pub(crate) use unroll;
+
+/// Sum of the dot products of P (at most 64) pairs of vectors, in order.
+#[inline(always)]
+pub fn dots<const P: usize>(a: &[v128; P], b: &[v128; P]) -> v128 {
+    let mut sum = i32x4_dot_i16x8(a[0], b[0]);
+    unroll!(p in P, {
+        if p > 0 {
+            sum = i32x4_add(sum, i32x4_dot_i16x8(a[p], b[p]));
+        }
+    });
+    sum
+}
 
 /// Sum of the four lanes of each of four vectors, as one vector.
 #[inline(always)]
@@ -116,6 +131,10 @@ mod emulated {
     pub unsafe fn i16x8_load_extend_i8x8(p: *const i8) -> v128 {
         // SAFETY: the caller's: 8 readable bytes.
         v128::of16(unsafe { p.cast::<[i8; 8]>().read_unaligned() }.map(i16::from))
+    }
+    pub unsafe fn i16x8_load_extend_u8x8(p: *const u8) -> v128 {
+        // SAFETY: the caller's: 8 readable bytes.
+        v128::of16(unsafe { p.cast::<[u8; 8]>().read_unaligned() }.map(i16::from))
     }
 
     pub unsafe fn v128_store16_lane<const L: usize>(a: v128, p: *mut u16) {
@@ -198,9 +217,6 @@ mod emulated {
     }
     pub fn i16x8_shr(a: v128, n: u32) -> v128 {
         v128::of16(a.i16s().map(|lane| lane >> (n & 15)))
-    }
-    pub fn u16x8_shr(a: v128, n: u32) -> v128 {
-        v128::of16(a.i16s().map(|lane| ((lane as u16) >> (n & 15)) as i16))
     }
     pub fn i32x4_dot_i16x8(a: v128, b: v128) -> v128 {
         let (a, b) = (a.i16s().map(i32::from), b.i16s().map(i32::from));

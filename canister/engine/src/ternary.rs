@@ -15,21 +15,13 @@
 
 use crate::arithmetic::round_up;
 use crate::error::{Result, require, try_vec};
+use crate::products::{Into, Places, Plan, Product, for_chunk};
 use crate::simd::*;
 
 /// Pairs of k in one chunk: the lower part of a lane must not reach the upper one.
 const CHUNK: usize = 32;
-
-/// What becomes of the sums.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Into {
-    /// out = sum
-    Store,
-    /// out += sum
-    Add,
-    /// out -= sum
-    Subtract,
-}
+/// Groups of rows that are expanded together.
+const EXPANDED: usize = 32;
 
 /// `count` ternary matrices [N, K] of one size in kernel layout.
 pub struct TernaryMatrices {
@@ -91,35 +83,44 @@ impl TernaryMatrices {
         self.rows
     }
 
-    /// Multiply x by several of the matrices, each into its own row of `out`.
+    /// Products of x with the matrices, those of one matrix next to each other.
     ///
-    /// x: codes of one block, K rounded up to 16, zeros past K. `targets`: (matrix, row of `out`, what to do there).
-    /// out: [_, out_stride], `padded_rows` of each row are written.
-    pub fn multiply(&self, x: &[i16], targets: &[(usize, usize, Into)], out: &mut [i32], out_stride: usize) {
-        assert!(x.len() >= 2 * self.pairs && out_stride >= self.padded_rows());
-        let matrix_length = self.groups * self.pairs * 8;
-        for &(matrix, row, _) in targets {
-            assert!(out.len() >= row * out_stride + self.padded_rows());
-            match &self.storage {
-                Storage::Pairs(pairs) => assert!(pairs.len() >= (matrix + 1) * matrix_length),
-                Storage::TwoBits(bytes) => assert!(2 * bytes.len() >= (matrix + 1) * matrix_length),
-            }
+    /// x: codes of components, K rounded up to 16, zeros past K. out: `padded_rows` of each row are written. `room` is
+    /// scratch for expanded weights.
+    pub fn multiply(&self, products: &Plan, x: &[i16], out: &mut [i32], places: &Places, room: &mut Vec<i16>) {
+        let (step, matrix) = (self.pairs * 8, self.groups * self.pairs * 8);
+        let matrices = match &self.storage {
+            Storage::Pairs(pairs) => pairs.len() / matrix.max(1),
+            Storage::TwoBits(bytes) => 2 * bytes.len() / matrix.max(1),
+        };
+        places.check(products, x.len(), self.pairs, out.len(), self.padded_rows(), matrices);
+        if matches!(self.storage, Storage::TwoBits(_)) {
+            room.resize(EXPANDED * CHUNK * 8, 0);
         }
         let mut at = 0;
         while at < self.pairs {
             let length = (self.pairs - at).min(CHUNK);
-            for &(matrix, row, into) in targets {
-                let into = if into == Into::Store && at > 0 { Into::Add } else { into };
-                let first = matrix * matrix_length + at * 8;
-                // SAFETY: the assertions above; pairs are a multiple of 8, so `length` is 8, 16, 24 or 32.
+            for of_matrix in products.chunk_by(|a, b| a.matrix == b.matrix) {
+                let first = of_matrix[0].matrix * matrix + at * 8;
+                // SAFETY: the check; pairs are a multiple of 8, so `length` is 8, 16, 24 or 32, and `room` holds EXPANDED
+                // groups of it.
                 unsafe {
-                    let x = x.as_ptr().add(2 * at);
-                    let out = out.as_mut_ptr().add(row * out_stride);
-                    match length {
-                        8 => self.chunk::<8>(first, x, out, into),
-                        16 => self.chunk::<16>(first, x, out, into),
-                        24 => self.chunk::<24>(first, x, out, into),
-                        _ => self.chunk::<32>(first, x, out, into),
+                    match &self.storage {
+                        Storage::Pairs(pairs) => {
+                            let weights = Weights { w: pairs.as_ptr().add(first), step, groups: self.groups };
+                            weights.multiply(length, of_matrix, at, x, out, places);
+                        }
+                        Storage::TwoBits(bytes) => {
+                            for start in (0..self.groups).step_by(EXPANDED) {
+                                let groups = (self.groups - start).min(EXPANDED);
+                                for g in 0..groups {
+                                    let packed = bytes.as_ptr().add((first + (start + g) * step) / 2);
+                                    expand(packed, length, room.as_mut_ptr().add(g * length * 8));
+                                }
+                                let weights = Weights { w: room.as_ptr(), step: length * 8, groups };
+                                weights.multiply(length, of_matrix, at, x, &mut out[8 * start..], places);
+                            }
+                        }
                     }
                 }
             }
@@ -127,81 +128,117 @@ impl TernaryMatrices {
         }
     }
 
-    /// out_g = W_g x_g for every matrix g: x [count, x_stride], out [count, out_stride].
-    pub fn multiply_each(&self, count: usize, x: &[i16], x_stride: usize, out: &mut [i32], out_stride: usize) {
-        let matrix_length = self.groups * self.pairs * 8;
-        let single = self.pairs <= CHUNK && matches!(self.storage, Storage::Pairs(_));
-        if !single {
-            for g in 0..count {
-                self.multiply(&x[g * x_stride..], &[(g, g, Into::Store)], out, out_stride);
-            }
-            return;
-        }
-        let Storage::Pairs(pairs) = &self.storage else { return };
-        assert!(x_stride >= 2 * self.pairs && x.len() >= count * x_stride && pairs.len() >= count * matrix_length);
-        assert!(out_stride >= self.padded_rows() && out.len() >= count * out_stride);
-        // SAFETY: the assertions; pairs are a multiple of 8 and at most 32.
-        unsafe {
-            let (w, x, out) = (pairs.as_ptr(), x.as_ptr(), out.as_mut_ptr());
-            match self.pairs {
-                8 => self.each::<8>(count, w, x, x_stride, out, out_stride),
-                16 => self.each::<16>(count, w, x, x_stride, out, out_stride),
-                24 => self.each::<24>(count, w, x, x_stride, out, out_stride),
-                _ => self.each::<32>(count, w, x, x_stride, out, out_stride),
+    /// `multiply` of every matrix by the component of its own number, whose list of products is `one_each`.
+    pub fn multiply_each(&self, each: &Plan, x: &[i16], out: &mut [i32], places: &Places, room: &mut Vec<i16>) {
+        let pairs = match &self.storage {
+            Storage::Pairs(pairs) if self.pairs <= CHUNK => pairs,
+            _ => return self.multiply(each, x, out, places, room),
+        };
+        let matrices = pairs.len() / (self.groups * self.pairs * 8).max(1);
+        places.check(each, x.len(), self.pairs, out.len(), self.padded_rows(), matrices);
+        let mut column = 0;
+        while column < places.columns {
+            // SAFETY: the check; pairs are a multiple of 8 and at most 32.
+            unsafe {
+                let (x, out) =
+                    (x.as_ptr().add(column * places.x_column), out.as_mut_ptr().add(column * places.out_column));
+                column += match places.columns - column {
+                    1 => self.each_of_columns::<1>(each.len(), pairs.as_ptr(), x, out, places),
+                    2 | 3 => self.each_of_columns::<2>(each.len(), pairs.as_ptr(), x, out, places),
+                    _ => self.each_of_columns::<4>(each.len(), pairs.as_ptr(), x, out, places),
+                };
             }
         }
     }
 
     /// # Safety
-    /// Every matrix is one chunk of P pairs; strides as `multiply_each` has checked them.
-    unsafe fn each<const P: usize>(
+    /// As `each`.
+    unsafe fn each_of_columns<const N: usize>(
         &self,
         count: usize,
         w: *const i16,
         x: *const i16,
-        x_stride: usize,
         out: *mut i32,
-        out_stride: usize,
+        places: &Places,
+    ) -> usize {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.pairs {
+                8 => self.each::<8, N>(count, w, x, out, places),
+                16 => self.each::<16, N>(count, w, x, out, places),
+                24 => self.each::<24, N>(count, w, x, out, places),
+                _ => self.each::<32, N>(count, w, x, out, places),
+            }
+        }
+        N
+    }
+
+    /// # Safety
+    /// Every matrix is one chunk of P pairs; N columns at places that `multiply_each` has checked.
+    unsafe fn each<const P: usize, const N: usize>(
+        &self,
+        count: usize,
+        w: *const i16,
+        x: *const i16,
+        out: *mut i32,
+        places: &Places,
     ) {
         let (mut w, mut x, mut out) = (w, x, out);
         for _ in 0..count {
             // SAFETY: the caller's promise.
             unsafe {
-                groups::<P, 0>(w, 8 * P, x, out, self.groups);
+                groups::<P, 0, N>(w, 8 * P, self.groups, x, places.x_column, out, places.out_column);
                 w = w.add(8 * P * self.groups);
-                x = x.add(x_stride);
-                out = out.add(out_stride);
+                x = x.add(places.x_stride);
+                out = out.add(places.out_stride);
             }
         }
     }
+}
 
-    /// One chunk of P pairs for all row groups.
+/// Weights of one chunk of one matrix.
+struct Weights {
+    w: *const i16,
+    step: usize,
+    groups: usize,
+}
+
+impl Weights {
+    /// Every product of a matrix, every column.
     ///
     /// # Safety
-    /// `first` (in i16) starts a chunk of P pairs in the first group of a matrix; x has 2 P codes, out `padded_rows`.
-    #[inline(always)]
-    unsafe fn chunk<const P: usize>(&self, first: usize, x: *const i16, out: *mut i32, into: Into) {
-        let step = self.pairs * 8;
-        // SAFETY: the caller's promise.
-        unsafe {
-            match &self.storage {
-                Storage::Pairs(pairs) => {
-                    let w = pairs.as_ptr().add(first);
-                    match into {
-                        Into::Store => groups::<P, 0>(w, step, x, out, self.groups),
-                        Into::Add => groups::<P, 1>(w, step, x, out, self.groups),
-                        Into::Subtract => groups::<P, 2>(w, step, x, out, self.groups),
-                    }
-                }
-                Storage::TwoBits(bytes) => {
-                    let mut expanded = [0i16; CHUNK * 8];
-                    for g in 0..self.groups {
-                        expand::<P>(bytes.as_ptr().add((first + g * step) / 2), expanded.as_mut_ptr());
-                        let (w, out) = (expanded.as_ptr(), out.add(8 * g));
-                        match into {
-                            Into::Store => groups::<P, 0>(w, step, x, out, 1),
-                            Into::Add => groups::<P, 1>(w, step, x, out, 1),
-                            Into::Subtract => groups::<P, 2>(w, step, x, out, 1),
+    /// As `Places::check` has seen for this chunk of `length` pairs, which starts at pair `at`.
+    unsafe fn multiply(
+        &self,
+        length: usize,
+        products: &[Product],
+        at: usize,
+        x: &[i16],
+        out: &mut [i32],
+        places: &Places,
+    ) {
+        let &Weights { w, step, groups: count } = self;
+        let (x_column, out_column) = (places.x_column, places.out_column);
+        for product in products {
+            let into = if product.into == Into::Store && at > 0 { Into::Add } else { product.into };
+            let mut column = 0;
+            while column < places.columns {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    let x = x.as_ptr().add(column * x_column + product.component * places.x_stride + 2 * at);
+                    let out = out.as_mut_ptr().add(column * out_column + product.row * places.out_stride);
+                    match places.columns - column {
+                        1 => {
+                            for_chunk!(groups, 1, length, into, (w, step, count, x, x_column, out, out_column));
+                            column += 1;
+                        }
+                        2 | 3 => {
+                            for_chunk!(groups, 2, length, into, (w, step, count, x, x_column, out, out_column));
+                            column += 2;
+                        }
+                        _ => {
+                            for_chunk!(groups, 4, length, into, (w, step, count, x, x_column, out, out_column));
+                            column += 4;
                         }
                     }
                 }
@@ -210,70 +247,81 @@ impl TernaryMatrices {
     }
 }
 
-/// Groups of eight rows times one chunk of x; MODE 0 stores, 1 adds, 2 subtracts.
+/// Groups of eight rows times one chunk of N columns of x; MODE 0 stores, 1 adds, 2 subtracts.
 ///
 /// # Safety
-/// Group g has P pairs (eight i16 each) at `w + g * step`; x has 2 P codes; out has 8 `groups` sums.
-unsafe fn groups<const P: usize, const MODE: usize>(
+/// Group g has P pairs (eight i16 each) at `w + g * step`; a column of x has 2 P codes, one of out 8 `groups` sums.
+unsafe fn groups<const P: usize, const MODE: usize, const N: usize>(
     w: *const i16,
     step: usize,
-    x: *const i16,
-    out: *mut i32,
     groups: usize,
+    x: *const i16,
+    x_column: usize,
+    out: *mut i32,
+    out_column: usize,
 ) {
-    let mut splats = [i32x4_splat(0); P];
+    let mut splats = [[i32x4_splat(0); P]; N];
     // SAFETY: the caller's promise, for every access below.
     unsafe {
-        unroll!(p in P, { splats[p] = v128_load32_splat(x.add(2 * p).cast()); });
+        unroll!(c upto 4 in N, {
+            let x = x.add(c * x_column);
+            unroll!(p upto 32 in P, { splats[c][p] = v128_load32_splat(x.add(2 * p).cast()); });
+        });
         let (mut w, mut out) = (w, out);
         for _ in 0..groups {
-            let mut sum = i32x4_dot_i16x8(v128_load(w.cast()), splats[0]);
-            unroll!(p in P, {
-                if p > 0 {
-                    sum = i32x4_add(sum, i32x4_dot_i16x8(v128_load(w.add(8 * p).cast()), splats[p]));
+            let mut weights = [i32x4_splat(0); P];
+            let mut to = out;
+            unroll!(c upto 4 in N, {
+                if c == 0 {
+                    unroll!(p upto 32 in P, { weights[p] = v128_load(w.add(8 * p).cast()); });
+                }
+                let sum = dots(&weights, &splats[c]);
+                let lower = i32x4_shr(i32x4_shl(sum, 18), 18);
+                let upper = i32x4_shr(i32x4_sub(sum, lower), 14);
+                if c > 0 {
+                    to = to.add(out_column);
+                }
+                let (to_lower, to_upper) = (to.cast::<v128>(), to.add(4).cast::<v128>());
+                match MODE {
+                    0 => {
+                        v128_store(to_lower, lower);
+                        v128_store(to_upper, upper);
+                    }
+                    1 => {
+                        v128_store(to_lower, i32x4_add(v128_load(to_lower), lower));
+                        v128_store(to_upper, i32x4_add(v128_load(to_upper), upper));
+                    }
+                    _ => {
+                        v128_store(to_lower, i32x4_sub(v128_load(to_lower), lower));
+                        v128_store(to_upper, i32x4_sub(v128_load(to_upper), upper));
+                    }
                 }
             });
-            let lower = i32x4_shr(i32x4_shl(sum, 18), 18);
-            let upper = i32x4_shr(i32x4_sub(sum, lower), 14);
-            let (to_lower, to_upper) = (out.cast::<v128>(), out.add(4).cast::<v128>());
-            match MODE {
-                0 => {
-                    v128_store(to_lower, lower);
-                    v128_store(to_upper, upper);
-                }
-                1 => {
-                    v128_store(to_lower, i32x4_add(v128_load(to_lower), lower));
-                    v128_store(to_upper, i32x4_add(v128_load(to_upper), upper));
-                }
-                _ => {
-                    v128_store(to_lower, i32x4_sub(v128_load(to_lower), lower));
-                    v128_store(to_upper, i32x4_sub(v128_load(to_upper), upper));
-                }
-            }
             w = w.add(step);
             out = out.add(8);
         }
     }
 }
 
-/// Two bits a weight into pairs: P vectors from P / 4.
+/// Two bits a weight into pairs: `length` vectors (a multiple of 4) from a quarter of them.
 ///
 /// # Safety
-/// `packed` has 4 P bytes, `pairs` room for 8 P numbers.
+/// `packed` has 4 `length` bytes, `pairs` room for 8 `length` numbers.
 #[inline(always)]
-unsafe fn expand<const P: usize>(packed: *const u8, pairs: *mut i16) {
+unsafe fn expand(packed: *const u8, length: usize, pairs: *mut i16) {
     let top = i16x8_splat(0xc000_u16 as i16);
-    // SAFETY: the caller's promise.
-    unsafe {
-        for quad in 0..P / 4 {
-            let v = v128_load(packed.add(16 * quad).cast());
-            let to = pairs.add(32 * quad);
+    let (mut packed, mut pairs) = (packed, pairs);
+    for _ in 0..length / 4 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let v = v128_load(packed.cast());
             unroll!(t in 4, {
                 let t32 = t as u32;
                 let upper = v128_and(i16x8_shl(v, 6 - 2 * t32), top);
                 let lower = i16x8_shr(i16x8_shl(v, 14 - 2 * t32), 14);
-                v128_store(to.add(8 * t).cast(), i16x8_add(lower, upper));
+                v128_store(pairs.add(8 * t).cast(), i16x8_add(lower, upper));
             });
+            (packed, pairs) = (packed.add(16), pairs.add(32));
         }
     }
 }
@@ -376,36 +424,50 @@ mod tests {
                 if extreme {
                     x.fill(127);
                 }
-                let padded: Vec<i16> = x.iter().copied().chain(vec![0; 16]).collect();
                 for packed in [false, true] {
                     let m = TernaryMatrices::new(&codes, 3, rows, columns, packed).unwrap();
-                    let stride = m.padded_rows() + 8;
-                    let mut out = vec![7; 4 * stride];
-                    let padded = &padded[..round_up(columns, 16).min(padded.len())];
-                    let padded: Vec<i16> = padded.iter().copied().chain(vec![0; 16]).collect();
-                    let each: Vec<i16> = (0..3).flat_map(|_| padded.iter().copied()).collect();
-                    let mut all = vec![5; 3 * stride];
-                    m.multiply_each(3, &each, padded.len(), &mut all, stride);
-                    for matrix in 0..3 {
-                        let mut expected = vec![0; rows];
-                        multiply_scalar(&x, &codes[matrix * rows * columns..][..rows * columns], &mut expected);
-                        assert_eq!(&all[matrix * stride..][..rows], expected);
+                    for count in [1, 2, 3, 4, 7] {
+                        check_products(&m, &codes, &x, rows, columns, count);
                     }
-                    m.multiply(
-                        &padded,
-                        &[(2, 0, Into::Store), (1, 1, Into::Add), (0, 2, Into::Subtract)],
-                        &mut out,
-                        stride,
-                    );
-                    for (matrix, row, base, sign) in [(2, 0, 0, 1), (1, 1, 7, 1), (0, 2, 7, -1)] {
-                        let mut expected = vec![0; rows];
-                        multiply_scalar(&x, &codes[matrix * rows * columns..][..rows * columns], &mut expected);
-                        let expected: Vec<i32> = expected.iter().map(|v| base + sign * v).collect();
-                        assert_eq!(&out[row * stride..][..rows], expected, "{rows} x {columns}, packed {packed}");
-                    }
-                    assert!(out[3 * stride..].iter().all(|&v| v == 7));
                 }
             }
+        }
+    }
+
+    /// Three products, and one of each, for `count` columns that differ in sign.
+    fn check_products(m: &TernaryMatrices, codes: &[i8], x: &[i16], rows: usize, columns: usize, count: usize) {
+        let (width, height) = (round_up(columns, 16), m.padded_rows() + 8);
+        let sign = |c: usize| if c.is_multiple_of(2) { 1i16 } else { -1 };
+        let mut input = vec![0; count * 3 * width];
+        for (c, column) in input.chunks_exact_mut(3 * width).enumerate() {
+            for (j, component) in column.chunks_exact_mut(width).enumerate() {
+                component.iter_mut().zip(x).for_each(|(to, &v)| *to = if j == 1 { 0 } else { v * sign(c) });
+            }
+        }
+        let places =
+            Places { columns: count, x_stride: width, x_column: 3 * width, out_stride: height, out_column: 4 * height };
+        let product = |matrix, component, row, into| Product { matrix, component, row, into };
+        let list = Plan::new(vec![
+            product(2, 0, 0, Into::Store),
+            product(1, 2, 1, Into::Add),
+            product(0, 0, 2, Into::Subtract),
+            product(0, 1, 2, Into::Add),
+        ]);
+        let (mut out, mut each) = (vec![7; count * 4 * height], vec![5; count * 4 * height]);
+        m.multiply(&list, &input, &mut out, &places, &mut Vec::new());
+        m.multiply_each(&Plan::one_each(3), &input, &mut each, &places, &mut Vec::new());
+        for c in 0..count {
+            let (out, each) = (&out[c * 4 * height..], &each[c * 4 * height..]);
+            for (matrix, row, base, factor) in [(2, 0, 0, 1), (1, 1, 7, 1), (0, 2, 7, -1)] {
+                let mut expected = vec![0; rows];
+                multiply_scalar(x, &codes[matrix * rows * columns..][..rows * columns], &mut expected);
+                expected.iter_mut().for_each(|v| *v *= i32::from(sign(c)));
+                let by_matrix: Vec<i32> = expected.iter().map(|v| if matrix == 1 { 0 } else { *v }).collect();
+                assert_eq!(&each[matrix * height..][..rows], by_matrix);
+                let expected: Vec<i32> = expected.iter().map(|v| base + factor * v).collect();
+                assert_eq!(&out[row * height..][..rows], expected, "{rows} x {columns}, {count} columns");
+            }
+            assert!(out[3 * height..4 * height].iter().all(|&v| v == 7));
         }
     }
 
@@ -416,7 +478,8 @@ mod tests {
                 let codes: Vec<i8> = (0..8 * 64).map(|i| if i / 64 < 4 { sign } else { other }).collect();
                 let m = TernaryMatrices::new(&codes, 1, 8, 64, false).unwrap();
                 let mut out = vec![0; 8];
-                m.multiply(&[127; 64], &[(0, 0, Into::Store)], &mut out, 8);
+                let places = Places { columns: 1, x_stride: 64, x_column: 64, out_stride: 8, out_column: 8 };
+                m.multiply(&Plan::one_each(1), &[127; 64], &mut out, &places, &mut Vec::new());
                 assert_eq!(out[..4], [8128 * i32::from(sign); 4]);
                 assert_eq!(out[4..], [8128 * i32::from(other); 4]);
             }

@@ -462,7 +462,7 @@ pub unsafe extern "C" fn walsh_op_lm_head(
             unsafe { (read(x, tokens * c)?, row_table(codes, v, c, bits, scale)?, write(logits, tokens * v)?) };
         let mut query = Query::default();
         for (i, x) in x.chunks_exact(c).enumerate() {
-            query.quantize(x)?;
+            query.quantize(x, true)?;
             let logits = &mut logits[i * v..][..v];
             if engine.scalar {
                 logits.iter_mut().enumerate().for_each(|(row, logit)| *logit = table.logit_scalar(&query, row));
@@ -558,7 +558,7 @@ pub unsafe extern "C" fn walsh_op_hash_lm_head(
         };
         let (mut query, mut row_logits) = (Query::default(), Vec::new());
         for (i, x) in x.chunks_exact(c).enumerate() {
-            query.quantize(x)?;
+            query.quantize(x, true)?;
             hash.row_logits(&query, &mut row_logits);
             hash.combine(&row_logits, 0, &mut logits[i * v..][..v]);
         }
