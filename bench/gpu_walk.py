@@ -46,6 +46,7 @@ def beyond_spec(op: str, device: str) -> list[Callable[[], object]]:
     places = torch.tensor([[69], [0]], device=device)
     found: dict[str, list[Callable[[], object]]] = {
         "rms_norm": [lambda: kernels.rms_norm_quantize(x, x[0])],
+        "ternary": [lambda: kernels.ternary_packed(x)],
         "hadamard": [lambda: kernels.hadamard_transform_(torch.randn(2, 8192, device=device))],
         "attention": [lambda: kernels.decode_attention(query, codes, worth, codes, worth, places)],
         "kv_cache": [lambda: kernels.KVCache(2, 8, 3, 5, torch.int8, device).append(query, query)],

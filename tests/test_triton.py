@@ -466,60 +466,109 @@ def test_forward_through_a_cache_equals_the_whole():
     assert (torch.cat(parts, dim=1) - whole).abs().max() < 1e-4
 
 
-OPCHECKS = {
-    "cayley_dickson._linear": lambda: (rand(3, 16), rand(8, 3, 2), rand(3), None, None, None, None, "direct"),
-    "cayley_dickson.integer_linear": lambda: (codes(3, 16), codes(8, 3, 2), rand(3), rand(3, 1).abs() + 1, False, True),
-    "hadamard._linear": lambda: (rand(3, 16), rand(8, 3, 2), rand(8, 2), rand(8, 3), None, None, None, None),
-    "hadamard.transform": lambda: (rand(3, 16), True, False),
-    "hadamard.hadamard_quantize": lambda: (rand(3, 16), rand(8, 2), 8, False),
-    "ternary._ternary": lambda: (rand(3, 5), "absmean"),
-    "ternary._pack": lambda: (codes(3, 5, low=-1, high=2),),
-    "ternary._unpack": lambda: (torch.full((3, 2), 85, dtype=torch.uint8), 8),
-    "activations.quantize": lambda: (rand(3, 5), False, False),
-    "rms_norm.normalize": lambda: (rand(3, 5), rand(5), 1e-6, False),
-    "rms_norm.normalize_quantize": lambda: (rand(3, 5), rand(5), 1e-6, False),
-    "swiglu.gated": lambda: (rand(3, 5), rand(3, 5), False),
-    "rope.rotate": lambda: (rand(2, 3, 2, 4), rand(3, 2), rand(3, 2), False, False),
-    "attention.attend": lambda: (*(rand(2, n, 1, 4) for n in (3, 5, 5)), None, None, torch.tensor([2, 3, 4])),
-    "embedding._embedding": lambda: (torch.tensor([1, 0, 1]), rand(3, 5)),
-    "embedding._lm_head": lambda: (rand(3, 5), rand(4, 5)),
-    "cross_entropy._cross_entropy": lambda: (rand(3, 5), torch.tensor([1, -1, 4])),
-}  # fmt: skip  # one operation a line
+IDS4, AIMS = torch.tensor([2, 0, 2, 1]), torch.tensor([1, -1, 2, 0])
+PAIRS = torch.tensor([[0, 1], [1, 0], [1, 1]])
 
 
-@pytest.mark.filterwarnings(
-    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
-)  # raised inside opcheck
-@pytest.mark.parametrize("name", OPCHECKS)
-def test_opcheck(name):
-    place, attribute = name.split(".")
-    operation = getattr(module(place), attribute).operation
-    differentiable = operation._backward_fn is not None
-    arguments = [
-        a.requires_grad_() if isinstance(a, torch.Tensor) and a.is_floating_point() and differentiable else a
-        for a in OPCHECKS[name]()
-    ]
-    if name == "rope.rotate":
-        arguments[1:3] = [a.detach() for a in arguments[1:3]]
-    tests = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
-    torch.library.opcheck(operation, tuple(arguments), test_utils=tests)
+def wide(*shapes):
+    return tuple(rand(*shape, dtype=F64, seed=i) for i, shape in enumerate(shapes))
 
 
 GRADCHECKS = {
-    "cayley_dickson_linear": lambda: (rand(2, 4, dtype=F64), rand(2, 2, 2, dtype=F64), rand(2, dtype=F64)),
-    "hadamard_linear": lambda: tuple(rand(*s, dtype=F64) for s in ((2, 4), (2, 2, 2), (2, 2), (2, 2))),
-    "hadamard_transform": lambda: (rand(2, 4, dtype=F64),),
-    "rms_norm": lambda: (rand(2, 3, dtype=F64), rand(3, dtype=F64)),
-    "swiglu": lambda: (rand(2, 3, dtype=F64), rand(2, 3, dtype=F64, seed=1)),
-    "attention": lambda: tuple(rand(1, 2, 1, 2, dtype=F64, seed=i) for i in range(3)),
-    "lm_head": lambda: (rand(2, 3, dtype=F64), rand(2, 3, dtype=F64, seed=1)),
+    "cayley_dickson_linear": (kernels.cayley_dickson_linear, wide((2, 4), (2, 2, 2), (2,))),
+    "fast product": (partial(kernels.cayley_dickson_linear, method="fast"), wide((2, 4), (4, 1, 1), (1,))),
+    "hadamard_linear": (kernels.hadamard_linear, wide((2, 4), (2, 2, 2), (2, 2), (2, 2))),
+    "hadamard_transform": (kernels.hadamard_transform, wide((2, 4))),
+    "head_mixer quaternion": (partial(kernels.head_mixer, algebra="quaternion"), wide((2, 4, 1), (4, 1, 1), (1,))),
+    "head_mixer hadamard": (partial(kernels.head_mixer, algebra="hadamard"), wide((1, 2, 2), (2, 2, 2), (2,))),
+    "rms_norm": (kernels.rms_norm, wide((2, 3), (3,))),
+    "swiglu": (kernels.swiglu, wide((2, 3), (2, 3))),
+    "rope": (kernels.rope, wide((3, 1, 2))),
+    "attention": (kernels.attention, wide((1, 2, 1, 2), (1, 2, 1, 2), (1, 2, 1, 2))),
+    "embedding": (partial(kernels.embedding, IDS4), wide((3, 2))),
+    "hash_embedding": (
+        lambda a, b, i: kernels.hash_embedding(IDS4, [a, b], i, PAIRS, 1.5), wide((2, 2), (2, 2), (3, 2)),
+    ),
+    "lm_head": (kernels.lm_head, wide((2, 3), (2, 3))),
+    "hash_lm_head": (
+        lambda x, a, b, i: kernels.hash_lm_head(x, [a, b], i, PAIRS), wide((2, 2), (2, 2), (2, 2), (3, 2)),
+    ),
+    "cross_entropy": (lambda logits: kernels.cross_entropy(logits, AIMS), wide((4, 3))),
+    "linear_cross_entropy": (lambda x, t: kernels.linear_cross_entropy(x, t, AIMS, 3), wide((4, 2), (3, 2))),
 }  # fmt: skip  # one operation a line
 
 
 @pytest.mark.parametrize("name", GRADCHECKS)
 def test_gradcheck(name):
-    inputs = tuple(x.requires_grad_() for x in GRADCHECKS[name]())
-    assert torch.autograd.gradcheck(getattr(kernels, name), inputs)
+    function, inputs = GRADCHECKS[name]
+    assert torch.autograd.gradcheck(function, tuple(x.clone().requires_grad_() for x in inputs))
+
+
+EMPTY = {
+    "cayley_dickson": lambda: kernels.cayley_dickson_bit_linear(rand(2, 0, 16), rand(8, 3, 2)),
+    "hadamard": lambda: kernels.hadamard_bit_linear(rand(0, 16), rand(8, 3, 2)),
+    "transform": lambda: kernels.hadamard_transform(rand(0, 8)),
+    "mixer": lambda: kernels.head_mixer(rand(0, 8, 2), rand(8, 2, 2)),
+    "norm": lambda: kernels.rms_norm_quantize(rand(0, 5), rand(5))[0],
+    "swiglu": lambda: kernels.swiglu(rand(3, 0), rand(3, 0)),
+    "rope": lambda: kernels.rope(rand(2, 0, 3, 4)),
+    "quantizer": lambda: kernels.quantize_activations(rand(0, 5))[1],
+    "attention": lambda: kernels.attention(rand(2, 0, 3, 4), rand(2, 5, 3, 4), rand(2, 5, 3, 4)),
+    "cache": lambda: kernels.KVCache(2, 4, 3, 2).append(rand(2, 0, 3, 2), rand(2, 0, 3, 2)),
+    "embedding": lambda: kernels.embedding(torch.zeros(0, 2, dtype=torch.int64), rand(3, 4)),
+    "head": lambda: kernels.lm_head(rand(0, 4), rand(3, 4)),
+    "codes": lambda: kernels.pack_ternary(codes(0, 5)),
+}  # one operation a line
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_nothing_in_gives_nothing_out(name):
+    assert EMPTY[name]().numel() == 0
+
+
+def test_packed_quantizer_is_the_quantizer_packed():
+    for shape in ((3, 37), (5,), (2, 3, 8)):
+        for rule in ("absmean", "round"):
+            q, gamma = kernels.ternary(rand(*shape), rule)
+            packed, same = kernels.ternary_packed(rand(*shape), rule)
+            assert torch.equal(packed, kernels.pack_ternary(q))
+            assert torch.equal(gamma, same)
+
+
+class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+    """Remembers the most elements that a tensor made inside it had."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(result):
+            self.elements = max(self.elements, tensor.numel() if isinstance(tensor, torch.Tensor) else 0)
+        return result
+
+
+def test_chunked_loss_never_holds_all_logits():
+    tokens, vocabulary, chunk = 40, 97, 4
+    linear = module("cross_entropy")._linear.implementation
+    with Largest() as seen:
+        linear(rand(tokens, 3), rand(vocabulary, 3), torch.arange(tokens), chunk, True)
+    # The interpreter takes the bytes of a tensor, four times as many, for a tensor too.
+    assert chunk * vocabulary <= seen.elements <= 4 * chunk * vocabulary < tokens * vocabulary
+
+
+def test_offsets_and_strides_of_every_kind():
+    base = rand(5, 4, 24)
+    views = {"offset": base[2:, 1], "strided": base[:3, 0, :], "transposed": base[:, :3, 0:24:1].transpose(0, 1)}
+    w, weight = rand(8, 2, 3), rand(24)
+    for x in views.values():
+        for function in (
+            lambda x: kernels.cayley_dickson_bit_linear(x, w),
+            lambda x: kernels.hadamard_bit_linear(x, w),
+            lambda x: kernels.rms_norm(x, weight),
+            lambda x: kernels.quantize_activations(x)[0],
+            lambda x: kernels.ternary_packed(x)[0],
+        ):
+            assert torch.equal(function(x), function(x.contiguous()))
 
 
 def test_wrong_arguments_are_refused_before_anything_runs():

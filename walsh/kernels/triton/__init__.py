@@ -2,8 +2,8 @@
 
 On a GPU they are compiled; on a CPU they run in Triton's interpreter if ``TRITON_INTERPRET=1`` was set before Triton
 was imported. Ordinary arithmetic lives here, strict arithmetic (inference, equal to the bit everywhere) in ``strict``.
-Beyond SPEC.md there are ``hadamard_transform_`` (in place), ``rms_norm_quantize`` and ``decode_attention`` (int8 keys
-and values).
+Beyond SPEC.md there are ``hadamard_transform_`` (in place), ``rms_norm_quantize``, ``ternary_packed`` and
+``decode_attention`` (int8 keys and values).
 """
 
 from walsh.kernels.triton import strict
@@ -26,7 +26,13 @@ from walsh.kernels.triton.rms_norm import rms_norm, rms_norm_quantize
 from walsh.kernels.triton.rope import rope
 from walsh.kernels.triton.sampling import sample, uniform
 from walsh.kernels.triton.swiglu import swiglu, swiglu_hidden
-from walsh.kernels.triton.ternary import pack_ternary, ternary, ternary_ste, unpack_ternary
+from walsh.kernels.triton.ternary import (
+    pack_ternary,
+    ternary,
+    ternary_packed,
+    ternary_ste,
+    unpack_ternary,
+)
 
 __all__ = [
     "KVCache",
@@ -60,6 +66,7 @@ __all__ = [
     "swiglu",
     "swiglu_hidden",
     "ternary",
+    "ternary_packed",
     "ternary_ste",
     "uniform",
     "unpack_ternary",

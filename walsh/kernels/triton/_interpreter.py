@@ -2,61 +2,49 @@
 # Triton ships no type information.
 """Triton's interpreter without its repetitions: the same values, in a fraction of the time.
 
-The interpreter runs a kernel as Python over NumPy arrays, for which it replaces the functions of ``triton.language``:
-once for the launch, and again, in a millisecond, for every call of a device function (``tl.sum`` is one), though they
-stand replaced already. Here they are replaced once per launch, and put back when it ends.
+The interpreter runs a kernel as Python over NumPy arrays, for which it replaces the functions of ``triton.language``.
+It does so anew for every launch and for every call of a device function (``tl.sum`` is one), which takes a millisecond
+each time, many times what the call itself takes. Here they are replaced once per process and stay so: a process that
+interprets kernels compiles none.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+import dataclasses
 from typing import Any
 
 
-class _Scopes:
-    """What was replaced during one launch, as one thing to restore: the latest replacement first."""
-
-    def __init__(self) -> None:
-        self._scopes: list[Any] = []
-
-    def add(self, scope: Any) -> None:
-        """Remember what one replacement returned; Triton 3.6 returns nothing, and puts nothing back."""
-        if hasattr(scope, "restore"):
-            self._scopes.append(scope)
+class _Kept:
+    """Stands for replacements that are not to be taken back."""
 
     def restore(self) -> None:
-        """Put everything back."""
-        while self._scopes:
-            self._scopes.pop().restore()
+        """Leave everything as it is."""
 
 
-@contextlib.contextmanager
-def language_patched_once() -> Iterator[None]:
-    """Within it, one launch replaces the functions of ``triton.language`` once for each module that kernels see."""
+def replace_language_once() -> None:
+    """Let Triton's interpreter replace the functions of ``triton.language`` once for each module that kernels see."""
     from triton.language import core
     from triton.runtime import interpreter
 
-    original: Callable[[Any], Any] | None = getattr(interpreter, "_patch_lang", None)
-    if original is None:  # a Triton to come: slower, but right
-        yield
+    original: Any = getattr(interpreter, "_patch_lang", None)
+    if original is None or hasattr(original, "walsh_known"):  # a Triton to come is slower, but right; or done already
         return
     known: set[int] = set()
     replaced: set[bool] = set()
-    scopes = _Scopes()
 
-    def first_only(fn: Any) -> _Scopes:
+    def replace_first(fn: Any) -> _Kept:
         if id(fn.__globals__) not in known:
             known.add(id(fn.__globals__))
             # Kernels see ``triton.language``; its own device functions see only ``triton.language.core``.
             kind = any(value is core for value in fn.__globals__.values())
             if kind not in replaced:
                 replaced.add(kind)
-                scopes.add(original(fn))
-        return scopes
+                original(fn)
+        return _Kept()
 
-    interpreter._patch_lang = first_only
-    try:
-        yield
-    finally:
-        interpreter._patch_lang = original
+    # The interpreter computes every integer sum a second time in int64 for an assertion that it then leaves out.
+    builder = interpreter.interpreter_builder
+    if getattr(builder.options, "sanitize_overflow", False) and not builder.options.debug:
+        builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
+    replace_first.walsh_known = known  # type: ignore[attr-defined]  # the mark that this was done
+    interpreter._patch_lang = replace_first

@@ -30,10 +30,13 @@ if importlib.util.find_spec("triton") is None:
 
 import triton
 
-from walsh.kernels.triton._interpreter import language_patched_once
+from walsh.kernels.triton._interpreter import replace_language_once
 
 INTERPRET: bool = bool(triton.knobs.runtime.interpret)
 """Whether kernels run in Triton's interpreter: decided once, when they are decorated."""
+
+if INTERPRET:
+    replace_language_once()
 
 _TYPE_NAMES: dict[torch.dtype, str] = {
     torch.float64: "fp64",
@@ -204,7 +207,7 @@ def launch(
         return
     # NumPy under the interpreter warns where a GPU is silent: overflow to infinity and arithmetic on NaN are values
     # here.
-    with language_patched_once(), np.errstate(all="ignore"), warnings.catch_warnings():
+    with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         # The interpreter of Triton 3.6 takes numbers from arrays of one element, which NumPy 2.4 no longer allows.
         warnings.simplefilter("ignore", DeprecationWarning)

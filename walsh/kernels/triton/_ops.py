@@ -24,12 +24,16 @@ class Operation:
     Attributes:
         name: without namespace.
         implementation: the Python function that launches kernels.
+        mutates: names of the arguments that it writes to.
     """
 
-    def __init__(self, name: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    def __init__(
+        self, name: str, implementation: Callable[..., Any], fake: Callable[..., Any], mutates: tuple[str, ...]
+    ) -> None:
         self.name = name
         self.implementation = implementation
-        self.operation: Any = torch.library.custom_op(f"{NAMESPACE}::{name}", implementation, mutates_args=())
+        self.mutates = mutates
+        self.operation: Any = torch.library.custom_op(f"{NAMESPACE}::{name}", implementation, mutates_args=mutates)
         self.operation.register_fake(fake)
 
     def differentiate(self, backward: Callable[..., Any], setup: Callable[..., None]) -> None:
@@ -41,10 +45,17 @@ class Operation:
         return self.implementation(*args) if _launch.recording() else self.operation(*args)
 
 
-def operation(name: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Operation]:
+REGISTERED: dict[str, Operation] = {}
+"""Every operation of the package by its name, once its module is imported."""
+
+
+def operation(
+    name: str, fake: Callable[..., Any], mutates: tuple[str, ...] = ()
+) -> Callable[[Callable[..., Any]], Operation]:
     """Decorator: register the function under this name with this fake implementation."""
 
     def register(implementation: Callable[..., Any]) -> Operation:
-        return Operation(name, implementation, fake)
+        REGISTERED[name] = Operation(name, implementation, fake, mutates)
+        return REGISTERED[name]
 
     return register

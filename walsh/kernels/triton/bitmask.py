@@ -20,6 +20,7 @@ from torch import Tensor
 from walsh.errors import DTypeError, FormatError, ShapeError
 from walsh.kernels.triton._check import require_ternary
 from walsh.kernels.triton._launch import cdiv, launch, next_power_of_two, require_device
+from walsh.kernels.triton._ops import operation
 from walsh.kernels.triton.ternary import flat_block
 
 
@@ -103,6 +104,24 @@ def _pack_bits(data: Tensor, count: int) -> Tensor:
     return packed
 
 
+def _fake_encode(q: Tensor) -> tuple[Tensor, Tensor]:
+    size = torch.library.get_ctx().new_dynamic_size()
+    return q.new_empty((cdiv(q.numel(), 8),), dtype=torch.uint8), q.new_empty((size,), dtype=torch.uint8)
+
+
+@operation("bitmask_encode", _fake_encode)
+def _encode(q: Tensor) -> tuple[Tensor, Tensor]:
+    """Mask and signs of checked codes; the number of signs is read back."""
+    require_device(q)
+    q = q.contiguous()
+    count = q.numel()
+    before, block = _ranks(q, count, False)
+    nonzeros = count if q.device.type == "meta" else int(before[-1])
+    signs = q.new_empty((nonzeros,), dtype=torch.int8)
+    launch(scatter_kernel, (cdiv(count, block),), q, before, signs, count, BLOCK=block)
+    return _pack_bits(q, count), _pack_bits(signs, nonzeros)
+
+
 def bitmask_encode(q: Tensor) -> tuple[Tensor, Tensor]:
     """One bit per code, and one sign bit per non-zero code.
 
@@ -118,14 +137,8 @@ def bitmask_encode(q: Tensor) -> tuple[Tensor, Tensor]:
     if q.dtype != torch.int8:
         raise DTypeError(f"q is {q.dtype}: expected int8 codes; make them with `ternary`")
     require_ternary("q", q)
-    require_device(q)
-    q = q.contiguous()
-    count = q.numel()
-    before, block = _ranks(q, count, False)
-    nonzeros = count if q.device.type == "meta" else int(before[-1])
-    signs = q.new_empty((nonzeros,), dtype=torch.int8)
-    launch(scatter_kernel, (cdiv(count, block),), q, before, signs, count, BLOCK=block)
-    return _pack_bits(q, count), _pack_bits(signs, nonzeros)
+    mask, signs = _encode(q)
+    return mask, signs
 
 
 def _require_bytes(name: str, data: Tensor, bits: int) -> None:
@@ -135,6 +148,25 @@ def _require_bytes(name: str, data: Tensor, bits: int) -> None:
         raise FormatError(f"{name} has shape {list(data.shape)}: expected [{size}], bytes for {bits} bits")
     if bits % 8 and data.device.type != "meta" and int(data[-1]) >> (bits % 8):
         raise FormatError(f"{name} has a set padding bit past bit {bits}: the bytes are damaged")
+
+
+def _fake_decode(mask: Tensor, signs: Tensor, shape: list[int]) -> Tensor:
+    del signs  # they say nothing of the shape
+    return mask.new_empty(shape, dtype=torch.int8)
+
+
+@operation("bitmask_decode", _fake_decode)
+def _decode(mask: Tensor, signs: Tensor, shape: list[int]) -> Tensor:
+    """The codes; raises FormatError for damaged bytes, which only the bytes themselves tell."""
+    require_device(mask, signs)
+    count = math.prod(shape)
+    mask, signs = mask.contiguous(), signs.contiguous()
+    _require_bytes("mask", mask, count)
+    before, block = _ranks(mask, count, True)
+    _require_bytes("signs", signs, 8 * signs.numel() if mask.device.type == "meta" else int(before[-1]))
+    q = mask.new_empty(shape, dtype=torch.int8)
+    launch(gather_kernel, (cdiv(count, block),), mask, signs, before, q, count, BLOCK=block)
+    return q
 
 
 def bitmask_decode(mask: Tensor, signs: Tensor, shape: Sequence[int]) -> Tensor:
@@ -156,12 +188,5 @@ def bitmask_decode(mask: Tensor, signs: Tensor, shape: Sequence[int]) -> Tensor:
             raise DTypeError(f"{name} is {data.dtype}: expected uint8 made by `bitmask_encode`")
     if any(length < 0 for length in shape):
         raise ShapeError(f"shape {list(shape)}: expected lengths of at least 0")
-    require_device(mask, signs)
-    count = math.prod(shape)
-    mask, signs = mask.contiguous(), signs.contiguous()
-    _require_bytes("mask", mask, count)
-    before, block = _ranks(mask, count, True)
-    _require_bytes("signs", signs, 8 * signs.numel() if mask.device.type == "meta" else int(before[-1]))
-    q = mask.new_empty(tuple(shape), dtype=torch.int8)
-    launch(gather_kernel, (cdiv(count, block),), mask, signs, before, q, count, BLOCK=block)
+    q: Tensor = _decode(mask, signs, list(shape))
     return q

@@ -1,6 +1,8 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 # mypy: disable-error-code="no-any-return, assignment, var-annotated, misc, import-untyped"
+# ruff: noqa: ARG001
 # Triton traces kernels: arguments have no static type, tuples no unpacking, and only the taken branch is compiled.
+# Fake implementations take the arguments of their operation, whose schema describes them.
 """Keys and values of the tokens seen so far, for sequences of different lengths (SPEC.md, section *kv_cache*).
 
     keys, values [B, capacity, H, d],   lengths int64 [B]
@@ -18,6 +20,7 @@ from walsh.errors import CapacityError, ParameterError, RangeError
 from walsh.kernels.triton._check import require_float, require_integer, require_range, require_shape
 from walsh.kernels.triton._device import divide, narrow, widen
 from walsh.kernels.triton._launch import launch, next_power_of_two, require_device, synchronous
+from walsh.kernels.triton._ops import operation
 from walsh.kernels.triton.activations import codes_of, scale_of
 from walsh.kernels.triton.attention import attention, decode_attention
 
@@ -66,6 +69,49 @@ def append_kernel(
             tl.store(worths + row, worth[:, None], mask=(head < heads) & (token + head * 0 < added))
         else:
             tl.store(stored + row * features + feature, narrow(x, stored.dtype.element_ty), mask=inside)
+
+
+def _fake_append(k, v, keys, values, key_worth, value_worth, lengths, counts):
+    return lengths.new_empty(k.shape[:2])
+
+
+@operation("kv_cache_append", _fake_append, ("keys", "values", "key_worth", "value_worth"))
+def _append(
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    key_worth: Tensor | None,
+    value_worth: Tensor | None,
+    lengths: Tensor,
+    counts: Tensor,
+) -> Tensor:
+    """Write checked tokens to their slots; positions [B, T]: one launch."""
+    require_device(k, v, keys, values, key_worth, value_worth, lengths, counts)
+    positions = _fake_append(k, v, keys, values, key_worth, value_worth, lengths, counts)
+    (batch, tokens), (capacity, heads, d) = k.shape[:2], keys.shape[1:]
+    launch(
+        append_kernel,
+        (tokens, batch),
+        k.contiguous(),
+        v.contiguous(),
+        keys,
+        values,
+        key_worth,
+        value_worth,
+        lengths,
+        counts,
+        positions,
+        tokens,
+        capacity,
+        heads,
+        d,
+        fusion=False,
+        QUANTIZE=key_worth is not None,
+        BH=next_power_of_two(heads),
+        BD=next_power_of_two(d),
+    )
+    return positions
 
 
 class KVCache:
@@ -131,7 +177,7 @@ class KVCache:
             ShapeError, DTypeError: arguments that do not fit. RangeError: a count outside 0 .. T.
             CapacityError: a sequence would pass the capacity; nothing has changed. BackendError: no machine for Triton.
         """
-        batch, capacity, heads, d = self.keys.shape
+        batch, _, heads, d = self.keys.shape
         require_device(self.keys, k, v)
         for name, x in (("k", k), ("v", v)):
             require_float(name, x)
@@ -144,27 +190,8 @@ class KVCache:
         counts = counts.to(self.lengths).contiguous()
         lengths = self.lengths + counts
         self._require_room(lengths)
-        positions = torch.empty((batch, tokens), dtype=torch.int64, device=self.keys.device)
-        launch(
-            append_kernel,
-            (tokens, batch),
-            k.contiguous(),
-            v.contiguous(),
-            self.keys,
-            self.values,
-            self.key_worth,
-            self.value_worth,
-            self.lengths,
-            counts,
-            positions,
-            tokens,
-            capacity,
-            heads,
-            d,
-            fusion=False,
-            QUANTIZE=self.key_worth is not None,
-            BH=next_power_of_two(heads),
-            BD=next_power_of_two(d),
+        positions: Tensor = _append(
+            k, v, self.keys, self.values, self.key_worth, self.value_worth, self.lengths, counts
         )
         self.lengths = lengths
         return positions

@@ -52,7 +52,7 @@ def swiglu_backward_kernel(dh, gate, up, dgate, dup, count, BLOCK: tl.constexpr)
     gone = g == float("-inf")
     slope = tl.where(gone, 0.0, s * (1.0 + g * complement))
     tl.store(dgate + index, narrow(upstream * u * slope, dgate.dtype.element_ty), mask=index < count)
-    silu = tl.where(gone, 0.0, g * s)
+    silu = tl.where(gone, -0.0, g * s)
     tl.store(dup + index, narrow(upstream * silu, dup.dtype.element_ty), mask=index < count)
 
 

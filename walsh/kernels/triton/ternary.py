@@ -46,23 +46,23 @@ def abs_sum_kernel(w, partial, count, share, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def ternary_kernel(
-    w, partial, q, gamma, count, partials, ROUND: tl.constexpr, PARTIALS: tl.constexpr, BLOCK: tl.constexpr
-):
-    """q = sign(w) where abs(w) > gamma / 2, and gamma = [gamma, mean(abs(w))] from the partial sums of pass one."""
-    program = tl.program_id(0)
+def half_gamma(partial, gamma, count, partials, ROUND: tl.constexpr, PARTIALS: tl.constexpr):
+    """gamma / 2 in float64 from the partial sums; program 0 stores [gamma, mean(abs(w))]."""
     which = tl.arange(0, PARTIALS)
     mean = tl.sum(tl.load(partial + which, mask=which < partials, other=0.0), 0) / count.to(tl.float64)
     if ROUND:
         g = mean * 0.0 + 1.0
     else:
         g = mean + 1e-8
-    if program == 0:
+    if tl.program_id(0) == 0:
         tl.store(gamma, g)
         tl.store(gamma + 1, mean)
-    index = program.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    value = widen(tl.load(w + index, mask=index < count, other=0.0))
-    half = g * 0.5
+    return g * 0.5
+
+
+@triton.jit
+def ternary_code(value, half):
+    """The sign of value where abs(value) > half (float64), else 0; int32."""
     if value.dtype == tl.float64:
         threshold = half
     else:
@@ -70,8 +70,47 @@ def ternary_kernel(
         near = half.to(tl.float32)
         below = (near.to(tl.int32, bitcast=True) - 1).to(tl.float32, bitcast=True)
         threshold = tl.where(near.to(tl.float64) > half, below, near)
-    code = (value > threshold).to(tl.int8) - (value < -threshold).to(tl.int8)
-    tl.store(q + index, code, mask=index < count)
+    return (value > threshold).to(tl.int32) - (value < -threshold).to(tl.int32)
+
+
+@triton.jit
+def ternary_kernel(
+    w, partial, q, gamma, count, partials, ROUND: tl.constexpr, PARTIALS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """q = sign(w) where abs(w) > gamma / 2, and gamma = [gamma, mean(abs(w))] from the partial sums of pass one."""
+    program = tl.program_id(0)
+    half = half_gamma(partial, gamma, count, partials, ROUND, PARTIALS)
+    index = program.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    value = widen(tl.load(w + index, mask=index < count, other=0.0))
+    tl.store(q + index, ternary_code(value, half).to(tl.int8), mask=index < count)
+
+
+@triton.jit
+def ternary_pack_kernel(
+    w,
+    partial,
+    packed,
+    gamma,
+    count,
+    partials,
+    k,
+    width,
+    size,
+    ROUND: tl.constexpr,
+    PARTIALS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """As :func:`ternary_kernel`, but what is written are bytes of four codes: a quarter of the traffic."""
+    half = half_gamma(partial, gamma, count, partials, ROUND, PARTIALS)
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    row, byte = index // width, index % width
+    bits = tl.zeros((BLOCK,), tl.int32)
+    for lane in tl.static_range(4):
+        position = byte * 4 + lane
+        inside = (index < size) & (position < k)
+        value = widen(tl.load(w + row * k + position, mask=inside, other=0.0))
+        bits = bits | ((ternary_code(value, half) + 1) << (2 * lane))
+    tl.store(packed + index, bits.to(tl.uint8), mask=index < size)
 
 
 @triton.jit
@@ -115,14 +154,9 @@ def _ternary(w: Tensor, rule: str) -> tuple[Tensor, Tensor]:
     """Codes, and float64 [gamma, mean(abs(w))]: two launches."""
     require_device(w)
     w = w.contiguous()
-    count = w.numel()
-    block = flat_block(count)
-    programs = max(1, min(cdiv(count, block), 4 * processors(w.device)))
-    share = cdiv(cdiv(count, programs), block) * block
-    programs = cdiv(count, share)
-    partial = w.new_empty((programs,), dtype=torch.float64)
+    count, block = w.numel(), flat_block(w.numel())
+    partial = _abs_sums(w)
     q, gamma = w.new_empty(w.shape, dtype=torch.int8), w.new_empty((2,), dtype=torch.float64)
-    launch(abs_sum_kernel, (programs,), w, partial, count, share, fusion=False, BLOCK=block)
     launch(
         ternary_kernel,
         (cdiv(count, block),),
@@ -131,13 +165,56 @@ def _ternary(w: Tensor, rule: str) -> tuple[Tensor, Tensor]:
         q,
         gamma,
         count,
-        programs,
+        partial.numel(),
         fusion=False,
         ROUND=rule == "round",
-        PARTIALS=next_power_of_two(programs),
+        PARTIALS=next_power_of_two(partial.numel()),
         BLOCK=block,
     )
     return q, gamma
+
+
+def _abs_sums(w: Tensor) -> Tensor:
+    """Pass one: partial sums of abs(w), one per program."""
+    count, block = w.numel(), flat_block(w.numel())
+    programs = max(1, min(cdiv(count, block), 4 * processors(w.device)))
+    share = cdiv(cdiv(count, programs), block) * block
+    partial = w.new_empty((cdiv(count, share),), dtype=torch.float64)
+    launch(abs_sum_kernel, (partial.numel(),), w, partial, count, share, fusion=False, BLOCK=block)
+    return partial
+
+
+def _fake_packed(w: Tensor, rule: str) -> tuple[Tensor, Tensor]:
+    shape = (*w.shape[:-1], cdiv(w.shape[-1], 4))
+    return w.new_empty(shape, dtype=torch.uint8), w.new_empty((2,), dtype=torch.float64)
+
+
+@operation("ternary_packed", _fake_packed)
+def _packed(w: Tensor, rule: str) -> tuple[Tensor, Tensor]:
+    """Packed codes, and float64 [gamma, mean(abs(w))]: two launches, no codes in between."""
+    require_device(w)
+    packed, gamma = _fake_packed(w, rule)
+    w = w.contiguous()
+    partial, size = _abs_sums(w), packed.numel()
+    block = flat_block(size)
+    launch(
+        ternary_pack_kernel,
+        (cdiv(size, block),),
+        w,
+        partial,
+        packed,
+        gamma,
+        w.numel(),
+        partial.numel(),
+        w.shape[-1],
+        packed.shape[-1],
+        size,
+        fusion=False,
+        ROUND=rule == "round",
+        PARTIALS=next_power_of_two(partial.numel()),
+        BLOCK=block,
+    )
+    return packed, gamma
 
 
 def check_ternary(w: Tensor, rule: str) -> None:
@@ -178,6 +255,27 @@ def ternary(w: Tensor, rule: str = "absmean") -> tuple[Tensor, Tensor]:
     check_ternary(w, rule)
     q, gamma = ternary_codes(w, rule)
     return q, gamma[0].to(_gamma_dtype(w))
+
+
+def ternary_packed(w: Tensor, rule: str = "absmean") -> tuple[Tensor, Tensor]:
+    """``pack_ternary`` of the codes of :func:`ternary`, in its two launches: the codes are never stored.
+
+    Args:
+        w: float [..., K], not empty.
+        rule: as in :func:`ternary`.
+
+    Returns:
+        packed uint8 [..., ceil(K / 4)] and gamma, as :func:`ternary` returns it.
+
+    Raises:
+        As :func:`ternary`; ShapeError: w has no axis.
+    """
+    check_ternary(w, rule)
+    if w.ndim == 0:
+        raise ShapeError("w has no axis: expected [..., K]")
+    packed, gamma = _packed(w.detach(), rule)
+    require_finite_mean(gamma)
+    return packed, gamma[0].to(_gamma_dtype(w))
 
 
 class _StraightThrough(torch.autograd.Function):

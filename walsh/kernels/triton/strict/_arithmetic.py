@@ -19,6 +19,7 @@ from torch import Tensor
 from walsh.errors import RangeError, ShapeError
 from walsh.kernels.triton import _device
 from walsh.kernels.triton._launch import cdiv, interpreting, launch, next_power_of_two, require_device
+from walsh.kernels.triton._ops import operation
 from walsh.kernels.triton.rope import strict_sincos
 from walsh.kernels.triton.strict._check import require_dtype, require_float32
 from walsh.kernels.triton.ternary import flat_block
@@ -74,6 +75,19 @@ def psum_kernel(x, y, count, length, BLOCK: tl.constexpr):
     tl.store(y + row, total, mask=row < count)
 
 
+def _fake_exp(x):
+    return x.new_empty(x.shape)
+
+
+@operation("strict_exp", _fake_exp)
+def _exp(x: Tensor) -> Tensor:
+    require_device(x)
+    x, y = x.contiguous(), _fake_exp(x)
+    block = flat_block(x.numel())
+    launch(exp_kernel, (cdiv(x.numel(), block),), x, y, x.numel(), fusion=False, BLOCK=block)
+    return y
+
+
 def exp(x: Tensor) -> Tensor:
     """The strict exponential.
 
@@ -87,12 +101,21 @@ def exp(x: Tensor) -> Tensor:
         DTypeError: x is not float32. BackendError: no machine for Triton.
     """
     require_float32(x=x)
-    require_device(x)
-    x = x.contiguous()
-    y = torch.empty_like(x)
-    block = flat_block(x.numel())
-    launch(exp_kernel, (cdiv(x.numel(), block),), x, y, x.numel(), fusion=False, BLOCK=block)
+    y: Tensor = _exp(x)
     return y
+
+
+def _fake_sincos(angle):
+    return angle.new_empty(angle.shape, dtype=torch.float32), angle.new_empty(angle.shape, dtype=torch.float32)
+
+
+@operation("strict_sincos", _fake_sincos)
+def _sincos(angle: Tensor) -> tuple[Tensor, Tensor]:
+    require_device(angle)
+    sin, cos = _fake_sincos(angle)
+    angle, block = angle.contiguous(), flat_block(angle.numel())
+    launch(sincos_kernel, (cdiv(angle.numel(), block),), angle, sin, cos, angle.numel(), fusion=False, BLOCK=block)
+    return sin, cos
 
 
 def sincos(angle: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,12 +131,8 @@ def sincos(angle: Tensor) -> tuple[Tensor, Tensor]:
         DTypeError: angle is not float64. RangeError: an angle outside 0 .. 1e5, NaN included. BackendError: no machine.
     """
     require_dtype("angle", angle, torch.float64)
-    require_device(angle)
     require_angles(angle)
-    angle = angle.contiguous()
-    sin, cos = (torch.empty_like(angle, dtype=torch.float32) for _ in range(2))
-    block = flat_block(angle.numel())
-    launch(sincos_kernel, (cdiv(angle.numel(), block),), angle, sin, cos, angle.numel(), fusion=False, BLOCK=block)
+    sin, cos = _sincos(angle)
     return sin, cos
 
 
@@ -126,28 +145,22 @@ def require_angles(angle: Tensor) -> None:
 
 
 def _rows_of(x: Tensor, axis: int) -> Tensor:
-    """x with this axis last, contiguous."""
+    """x with this axis last."""
     require_float32(x=x)
     if not -x.ndim <= axis < x.ndim:
         raise ShapeError(f"axis {axis} of a tensor of shape {list(x.shape)}: expected {-x.ndim} .. {x.ndim - 1}")
+    return x.movedim(axis, -1)
+
+
+def _fake_sum(x):
+    return x.new_empty(x.shape[:-1])
+
+
+@operation("strict_hsum", _fake_sum)
+def _hsum(x: Tensor) -> Tensor:
+    """:func:`hsum` along the last axis: 32 times fewer numbers by each launch."""
     require_device(x)
-    return x.movedim(axis, -1).contiguous()
-
-
-def hsum(x: Tensor, axis: int = -1) -> Tensor:
-    """Sum along one axis in halves.
-
-    Args:
-        x: float32 [..., n], n of any size (0 gives +0).
-        axis: the axis to be summed.
-
-    Returns:
-        float32 [...], x without this axis; never -0.
-
-    Raises:
-        DTypeError: x is not float32. ShapeError: x has no such axis. BackendError: no machine for Triton.
-    """
-    x = _rows_of(x, axis)
+    x = x.contiguous()
     length = next_power_of_two(x.shape[-1])
     if length != x.shape[-1]:
         x = torch.nn.functional.pad(x, (0, length - x.shape[-1]))
@@ -164,14 +177,38 @@ def hsum(x: Tensor, axis: int = -1) -> Tensor:
         x = y
 
 
+@operation("strict_psum", _fake_sum)
+def _psum(x: Tensor) -> Tensor:
+    """:func:`psum` along the last axis: one launch."""
+    require_device(x)
+    x, y = x.contiguous(), _fake_sum(x)
+    count = y.numel()
+    block = min(next_power_of_two(count), 1 << 11 if interpreting() else 32)
+    launch(psum_kernel, (cdiv(count, block),), x, y, count, x.shape[-1], fusion=False, BLOCK=block)
+    return y
+
+
+def hsum(x: Tensor, axis: int = -1) -> Tensor:
+    """Sum along one axis in halves.
+
+    Args:
+        x: float32 [..., n], n of any size (0 gives +0).
+        axis: the axis to be summed.
+
+    Returns:
+        float32 [...], x without this axis; never -0.
+
+    Raises:
+        DTypeError: x is not float32. ShapeError: x has no such axis. BackendError: no machine for Triton.
+    """
+    y: Tensor = _hsum(_rows_of(x, axis))
+    return y
+
+
 def psum(x: Tensor, axis: int = -1) -> Tensor:
     """Sum over positions: the same for a full pass and for any split of it, because blocks start at position 0.
 
     Args, returns and raises as :func:`hsum`.
     """
-    x = _rows_of(x, axis)
-    y = x.new_empty(x.shape[:-1])
-    count = y.numel()
-    block = min(next_power_of_two(count), 1 << 11 if interpreting() else 32)
-    launch(psum_kernel, (cdiv(count, block),), x, y, count, x.shape[-1], fusion=False, BLOCK=block)
+    y: Tensor = _psum(_rows_of(x, axis))
     return y

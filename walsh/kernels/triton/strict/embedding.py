@@ -19,6 +19,7 @@ from torch import Tensor
 from walsh.errors import ParameterError, ShapeError
 from walsh.kernels.triton._check import require_features, require_range, require_shape
 from walsh.kernels.triton._launch import require_device
+from walsh.kernels.triton._ops import operation
 from walsh.kernels.triton.cayley_dickson import integer_linear
 from walsh.kernels.triton.embedding import combine, gather, hash_indices
 from walsh.kernels.triton.strict._check import as_integers, require_dtype, require_float32, require_last_axis
@@ -38,6 +39,17 @@ def _checked_ids(ids: Tensor, vocabulary: int) -> Tensor:
     return ids
 
 
+def _fake_embedding(ids: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    return scale.new_empty((*ids.shape, codes.shape[1]))
+
+
+@operation("strict_embedding", _fake_embedding)
+def _embedding(ids: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    """Rows of checked ids: one launch."""
+    require_device(ids, codes, scale)
+    return gather(ids, [codes], _fake_embedding(ids, codes, scale), scales=[scale])
+
+
 def embedding(ids: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     """Look up rows of an int8 table.
 
@@ -54,8 +66,8 @@ def embedding(ids: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     """
     _require_table("codes", codes, scale)
     ids = _checked_ids(ids, codes.shape[0])
-    require_device(ids, codes, scale)
-    return gather(ids, [codes], scale.new_empty((*ids.shape, codes.shape[1])), scales=[scale])
+    e: Tensor = _embedding(ids, codes, scale)
+    return e
 
 
 def _checked_indices(
@@ -78,6 +90,23 @@ def _checked_indices(
         remedy = "use a taller table or other indices"
         require_range(f"indices of tables.{i}", indices[:, i], 0, codes.shape[0], remedy)
     return indices.contiguous()
+
+
+def _fake_hash(
+    ids: Tensor, tables: list[Tensor], scales: list[Tensor], importance: Tensor, indices: Tensor, scale: float
+) -> Tensor:
+    del scales, indices, scale  # they say nothing of shapes
+    return importance.new_empty((*ids.shape, tables[0].shape[1]))
+
+
+@operation("strict_hash_embedding", _fake_hash)
+def _hash_embedding(
+    ids: Tensor, tables: list[Tensor], scales: list[Tensor], importance: Tensor, indices: Tensor, scale: float
+) -> Tensor:
+    """Sums of rows for checked arguments: one launch per table."""
+    require_device(ids, importance, indices, *tables, *scales)
+    out = _fake_hash(ids, tables, scales, importance, indices, scale)
+    return gather(ids, tables, out, indices=indices, importance=importance.contiguous(), scales=scales, scale=scale)
 
 
 def hash_embedding(
@@ -109,8 +138,8 @@ def hash_embedding(
     if not math.isfinite(factor):
         raise ParameterError(f"scale {scale!r}: expected a finite float32")
     ids = _checked_ids(ids, importance.shape[0])
-    out = importance.new_empty((*ids.shape, tables[0].shape[1]))
-    return gather(ids, tables, out, indices=indices, importance=importance.contiguous(), scales=scales, scale=factor)
+    e: Tensor = _hash_embedding(ids, list(tables), list(scales), importance, indices, factor)
+    return e
 
 
 def _products(quantised: tuple[Tensor, Tensor], codes: Tensor, scale: Tensor) -> Tensor:
@@ -138,6 +167,18 @@ def lm_head(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
     require_last_axis("x", x, "C")
     require_features("x", x, codes.shape[1], "C")
     return _products(quantise("x", x), codes, scale)
+
+
+def _fake_combine(products: list[Tensor], indices: Tensor, importance: Tensor, shape: list[int]) -> Tensor:
+    del products, indices  # they say nothing of shapes
+    return importance.new_empty((*shape, importance.shape[0]))
+
+
+@operation("strict_hash_combine", _fake_combine)
+def _combine(products: list[Tensor], indices: Tensor, importance: Tensor, shape: list[int]) -> Tensor:
+    """Logits [*shape, V] from the products [rows, P_i] with every table: one launch per table."""
+    require_device(indices, importance, *products)
+    return combine(products, indices, importance.contiguous(), _fake_combine(products, indices, importance, shape))
 
 
 def hash_lm_head(
@@ -171,5 +212,5 @@ def hash_lm_head(
         _products(quantised, codes, scale).reshape(-1, codes.shape[0])
         for codes, scale in zip(tables, scales, strict=True)
     ]
-    logits = x.new_empty((*x.shape[:-1], importance.shape[0]))
-    return combine(flat, indices, importance.contiguous(), logits)
+    logits: Tensor = _combine(flat, indices, importance, list(x.shape[:-1]))
+    return logits

@@ -1,7 +1,8 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 # mypy: disable-error-code="no-any-return, assignment, var-annotated, misc, import-untyped"
-# ruff: noqa: D403
+# ruff: noqa: ARG001, D403
 # Triton traces kernels: arguments have no static type, tuples no unpacking, and only the taken branch is compiled.
+# Fake implementations take the arguments of their operation, whose schema describes them.
 """Drawing the next token, defined to the bit (SPEC.md, section *sampling*).
 
     l = logits with the repetition penalty;                   temperature 0: the argmax, lowest id first
@@ -33,6 +34,7 @@ from walsh.kernels.triton._launch import (
     recording,
     require_device,
 )
+from walsh.kernels.triton._ops import operation
 from walsh.kernels.triton.strict._arithmetic import hsum
 from walsh.kernels.triton.ternary import flat_block
 from walsh.reference.strict.sampling import check_parameters
@@ -150,19 +152,33 @@ def uniform(seed: Any, position: Any) -> Tensor:
     Raises:
         DTypeError: one is not integer. BackendError: no machine for Triton.
     """
-    return _uniform(*_words(seed, position, _home(seed, position)))
+    u: Tensor = _uniform(*_words(seed, position, _home(seed, position)))
+    return u
 
 
+def _fake_uniform(seeds, positions):
+    return seeds.new_empty(seeds.shape, dtype=torch.float32)
+
+
+@operation("strict_uniform", _fake_uniform)
 def _uniform(seeds: Tensor, positions: Tensor) -> Tensor:
     """:func:`uniform` of int64 words of one shape."""
-    require_device(seeds)
+    require_device(seeds, positions)
     u = torch.empty(seeds.shape, dtype=torch.float32, device=seeds.device)
     block = flat_block(max(1, u.numel()))
     launch(uniform_kernel, (cdiv(u.numel(), block),), seeds, positions, u, u.numel(), fusion=False, BLOCK=block)
     return u
 
 
+def _fake_penalized(logits, history, penalty, heat):
+    return logits.new_empty(logits.shape)
+
+
+@operation("strict_penalize", _fake_penalized)
 def _penalized(logits: Tensor, history: Tensor, penalty: float, heat: float) -> Tensor:
+    """Logits after penalty and temperature: two launches."""
+    require_device(logits, history)
+    logits = logits.contiguous()
     batch, vocabulary = logits.shape
     seen = torch.zeros((batch, vocabulary), dtype=torch.int8, device=logits.device)
     length = history.shape[1]
@@ -175,8 +191,18 @@ def _penalized(logits: Tensor, history: Tensor, penalty: float, heat: float) -> 
     return out
 
 
+def _fake_ids(values):
+    return values.new_empty((values.shape[0],), dtype=torch.int64)
+
+
+def _fake_draw(values, kept, top_p, u):
+    return _fake_ids(values)
+
+
+@operation("strict_draw", _fake_draw)
 def _draw(values: Tensor, kept: int, top_p: float, u: Tensor) -> Tensor:
     """One id per row of the logits [B, V], after penalty and temperature."""
+    require_device(values, u)
     batch, vocabulary = values.shape
     values, order = torch.sort(values, dim=1, descending=True, stable=True)
     e, by_id = torch.empty_like(values), torch.empty_like(values)
@@ -189,8 +215,10 @@ def _draw(values: Tensor, kept: int, top_p: float, u: Tensor) -> Tensor:
     return ids
 
 
+@operation("strict_argmax", _fake_ids)
 def _greedy(values: Tensor) -> Tensor:
     """The argmax of every row, lowest id first."""
+    require_device(values)
     batch, vocabulary = values.shape
     ids = torch.empty((batch,), dtype=torch.int64, device=values.device)
     block = min(next_power_of_two(vocabulary), 1 << 14 if interpreting() else 1024)
@@ -235,9 +263,11 @@ def sample(
     if tuple(seeds.shape) not in {(), (batch,)}:
         raise ShapeError(f"seed and position give shape {list(seeds.shape)}: expected integers or [B] = [{batch}]")
     heat, threshold, penalty = torch.tensor([temperature, top_p, repetition_penalty], dtype=torch.float32).tolist()
-    values = _penalized(logits.contiguous(), history, penalty, heat)
+    values = _penalized(logits, history, penalty, heat)
     if heat == 0:
-        return _greedy(values)
+        best: Tensor = _greedy(values)
+        return best
     kept = min(int(top_k), vocabulary) if top_k else vocabulary
     u = _uniform(seeds.expand(batch).contiguous(), positions.expand(batch).contiguous())
-    return _draw(values, kept, threshold, u)
+    drawn: Tensor = _draw(values, kept, threshold, u)
+    return drawn
