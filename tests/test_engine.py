@@ -11,7 +11,7 @@ import pytest
 from walsh import codec
 from walsh.codec.packings import fits_int4
 from walsh.data.tokenizers import GPT2_PATTERN, ByteTokenizer, CharacterTokenizer, Tokenizer
-from walsh.engine import build
+from walsh.engine import build, module
 from walsh.errors import (
     CapacityError,
     FormatError,
@@ -72,7 +72,7 @@ def same(a, b):
 
 
 def test_the_shipped_module_is_built_from_these_sources():
-    record = build.read_record()
+    record = module.read_record()
     assert record["source_sha256"] == build.source_digest(), "stale: run `python -m walsh.engine.build`"
     assert record["flags"] == " ".join(build.FLAGS)
 
@@ -83,7 +83,7 @@ def test_cargo_alone_uses_the_same_flags():
 
 
 def test_the_module_is_small_pure_and_anonymous():
-    content = build.MODULE.read_bytes()
+    content = module.MODULE.read_bytes()
     assert len(content) < 700_000
     assert not compiled()[1].imports
     for trace in (str(ROOT).encode(), str(Path.home()).encode() + b"/", b".cargo/registry"):
@@ -467,8 +467,8 @@ def test_mutated_files_neither_trap_nor_grow():
     spec = importlib.util.spec_from_file_location("test_codec", Path(__file__).parent / "test_codec.py")
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    mutations = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mutations)
     weights, config = model("octonion odd widths")
     content = codec.dump(weights, config, ByteTokenizer() if config["vocab_size"] > 256 else CharacterTokenizer("abc"))
     rng = np.random.default_rng(11)
@@ -483,7 +483,10 @@ def test_mutated_files_neither_trap_nor_grow():
 
     refused = 0
     for i in range(2500):
-        damaged, verify = module.mutate(content, rng), i % 2 == 0  # without digests, so that what they hide is seen too
+        damaged, verify = (
+            mutations.mutate(content, rng),
+            i % 2 == 0,
+        )  # without digests, so that what they hide is seen too
         mine = refusal(lambda: Engine(damaged, verify=verify, instance=instance).close())  # noqa: B023 - called here
         theirs = refusal(lambda: codec.load(damaged, verify=verify))  # noqa: B023 - called here
         assert "trapped" not in mine

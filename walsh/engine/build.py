@@ -1,7 +1,8 @@
 """Build the engine: ``canister/engine`` (Rust) to ``walsh_engine.wasm``, with a record of where it came from.
 
     python -m walsh.engine.build           build, write walsh_engine.wasm and walsh_engine.json
-    python -m walsh.engine.build --check   compare the recorded source digest with the sources
+    python -m walsh.engine.build --check   compare the recorded digest with the sources; with a toolchain, build them
+                                           again and compare: the bytes, or else by running the vectors
 
 The same sources and the same toolchain give the same bytes: one codegen unit, no debug information, and every machine
 path replaced. A toolchain is a ``rustc`` with the target's library (``rustup target add wasm32-unknown-unknown``) or
@@ -17,17 +18,16 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from walsh.errors import BackendError, FormatError
+from walsh.engine.module import FOLDER, MODULE, RECORD, read_record
+from walsh.errors import BackendError
 
 TARGET = "wasm32-unknown-unknown"
-FOLDER = Path(__file__).parent
-MODULE = FOLDER / "walsh_engine.wasm"
-RECORD = FOLDER / "walsh_engine.json"
 WORKSPACE = FOLDER.parent.parent / "canister"
 FLAGS = ("-C", "target-feature=+simd128", "-C", "llvm-args=-disable-lsr")
 """What the code is compiled with, as in ``canister/.cargo/config.toml``; the rest is in the workspace's profile. Loop
@@ -132,6 +132,22 @@ def _environment(toolchain: Toolchain) -> dict[str, str]:
     return environment
 
 
+def compile_module(toolchain: Toolchain) -> bytes:
+    """Compile the sources.
+
+    Raises:
+        BackendError: if the toolchain fails.
+    """
+    command = [toolchain.cargo, "build", "--release", "--locked", "--target", TARGET, "--package", "walsh-engine"]
+    if toolchain.build_std:
+        command.append("-Zbuild-std=std,panic_abort")
+    try:
+        subprocess.run(command, cwd=WORKSPACE, env=_environment(toolchain), check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise BackendError(f"building the engine failed: {error}") from None
+    return (WORKSPACE / "target" / "wasm" / TARGET / "release" / MODULE.name).read_bytes()
+
+
 def build(toolchain: Toolchain | None = None) -> dict[str, Any]:
     """Compile the module and write it with its record.
 
@@ -143,15 +159,7 @@ def build(toolchain: Toolchain | None = None) -> dict[str, Any]:
     """
     toolchain = toolchain or find_toolchain()
     digest = source_digest()
-    command = [toolchain.cargo, "build", "--release", "--locked", "--target", TARGET, "--package", "walsh-engine"]
-    if toolchain.build_std:
-        command.append("-Zbuild-std=std,panic_abort")
-    try:
-        subprocess.run(command, cwd=WORKSPACE, env=_environment(toolchain), check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise BackendError(f"building the engine failed: {error}") from None
-    built = WORKSPACE / "target" / "wasm" / TARGET / "release" / "walsh_engine.wasm"
-    module = built.read_bytes()
+    module = compile_module(toolchain)
     record = {
         "source_sha256": digest,
         "toolchain": toolchain.version,
@@ -165,31 +173,43 @@ def build(toolchain: Toolchain | None = None) -> dict[str, Any]:
     return record
 
 
-def read_record() -> dict[str, Any]:
-    """The record of the shipped module, checked against its bytes.
+def check() -> bool:
+    """Whether the shipped module is that of the sources, by digest and, with a toolchain, by building it again.
 
-    Raises:
-        BackendError: if module or record are missing.
-        FormatError: if they do not belong together.
+    Another toolchain may give other bytes; what the rebuilt module computes must then be what the vectors say.
     """
+    record = read_record()
+    if record["source_sha256"] != source_digest():
+        print("stale: run `python -m walsh.engine.build`")
+        return False
+    print("fresh: the module's record names these sources")
     try:
-        record: dict[str, Any] = json.loads(RECORD.read_text(encoding="ascii"))
-        found = hashlib.sha256(MODULE.read_bytes()).hexdigest()
-    except OSError as error:
-        raise BackendError(f"{error.filename}: {error.strerror}; run `python -m walsh.engine.build`") from None
-    if found != record["sha256"]:
-        raise FormatError(f"{MODULE.name} has sha256 {found}: its record says {record['sha256']}; build it again")
-    return record
+        toolchain = find_toolchain()
+    except BackendError as reason:
+        print(f"skipped building it again: {reason}")
+        return True
+    if hashlib.sha256(rebuilt := compile_module(toolchain)).hexdigest() == record["sha256"]:
+        print(f"rebuilt to the same bytes by {toolchain.version}")
+        return True
+    print(f"rebuilt to other bytes by {toolchain.version} (the shipped one is by {record['toolchain']}): running it")
+    return _conforms(rebuilt)
+
+
+def _conforms(module: bytes) -> bool:
+    """Whether a module passes the vectors."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / MODULE.name
+        path.write_bytes(module)
+        command = [sys.executable, "-m", "walsh", "conformance", "--backend", "wasm"]
+        return subprocess.run(command, env=os.environ | {"WALSH_ENGINE": str(path)}, check=False).returncode == 0
 
 
 def main() -> int:
     """Command line; see the module."""
     parser = argparse.ArgumentParser(description="Build the WebAssembly engine.")
-    parser.add_argument("--check", action="store_true", help="only compare the recorded source digest with the sources")
+    parser.add_argument("--check", action="store_true", help="compare the shipped module with the sources")
     if parser.parse_args().check:
-        fresh = read_record()["source_sha256"] == source_digest()
-        print("fresh" if fresh else "stale: run `python -m walsh.engine.build`")
-        return 0 if fresh else 1
+        return 0 if check() else 1
     record = build()
     print(f"{MODULE.name}: {record['bytes']} bytes, sha256 {record['sha256']}, by {record['toolchain']}")
     return 0

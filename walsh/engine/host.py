@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from walsh.engine.build import MODULE, read_record
+from walsh.engine.module import module_path
 from walsh.errors import (
     BackendError,
     CapacityError,
@@ -58,12 +58,12 @@ def compiled() -> tuple[Any, Any]:
     """
     if wasmtime is None:
         raise BackendError("the engine needs wasmtime: pip install 'walsh[wasm]'")
-    read_record()
+    path = module_path()
     config = wasmtime.Config()
     config.cranelift_opt_level = "speed"
     config.wasm_relaxed_simd = False  # the Internet Computer refuses it, and its results may differ by machine
     engine = wasmtime.Engine(config)
-    return engine, wasmtime.Module.from_file(engine, str(MODULE))
+    return engine, wasmtime.Module.from_file(engine, str(path))
 
 
 # wasmtime's finalisers need its own module, which the interpreter may have taken apart before ours.

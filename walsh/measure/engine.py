@@ -48,8 +48,8 @@ def make_metered() -> Any:
     """An engine instance that counts; ``counter()`` reads the exact number of instructions so far."""
     import wasmtime  # here, because it is optional
 
-    from walsh.engine.build import MODULE
     from walsh.engine.host import Instance
+    from walsh.engine.module import MODULE
     from walsh.ic.metering import COUNTER, instrument
 
     class Metered(Instance):

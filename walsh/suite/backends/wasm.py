@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from walsh import __version__
-from walsh.engine.build import read_record
+from walsh.engine.module import read_record
 from walsh.engine.operations import Operations
 from walsh.errors import BackendError
 from walsh.suite.backend import Skip, deliver

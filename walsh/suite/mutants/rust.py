@@ -89,7 +89,7 @@ class Workshop:
         )
         if done.returncode:
             raise VectorError(f"{name}: the changed source does not compile: {_reason(done.stderr.splitlines())}")
-        return TARGET_FOLDER / build.TARGET / "release" / build.MODULE.name
+        return TARGET_FOLDER / build.TARGET / "release" / "walsh_engine.wasm"
 
     def _environment(self) -> dict[str, str]:
         environment = {name: value for name, value in os.environ.items() if not name.endswith("RUSTFLAGS")}
@@ -113,8 +113,7 @@ def _reason(lines: Sequence[str]) -> str:
 
 def use_module(module: Path) -> None:
     """From now on this process runs this module as the engine."""
-    build.MODULE, build.RECORD = module, module.with_suffix(".json")
-    vars(host)["MODULE"] = module  # its own copy of the name
+    os.environ["WALSH_ENGINE"] = str(module)
     host.compiled.cache_clear()
 
 
