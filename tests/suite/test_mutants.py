@@ -20,7 +20,9 @@ from walsh.suite.mutants import (
     find_mutant,
     load_excused,
     load_registry,
+    source_path,
 )
+from walsh.suite.mutants import campaign as campaign_module
 from walsh.suite.mutants.campaign import (
     Campaign,
     Verdict,
@@ -40,7 +42,10 @@ def test_there_are_enough():
     counts = Counter(mutant.op for mutant in registry)
     assert set(counts) == set(OPS)
     assert min(counts.values()) >= 8
-    assert {mutant.backend for mutant in registry} >= {"reference", "torch"}
+    backends = Counter(mutant.backend for mutant in registry)
+    assert backends["reference"] + backends["torch"] >= 200
+    assert backends["triton"] >= 45
+    assert backends["rust"] >= 10
     assert {mutant.kind for mutant in registry} == set(CLASSES)
 
 
@@ -184,6 +189,41 @@ def test_the_command_lists_and_refuses():
     assert run(main, ["mutants", "--op", "nothing"]).exit_code == 64
     assert run(main, ["mutants", "--changed-since", "no-such-revision"]).exit_code == 64
     assert run(main, ["mutants", "--list", "--sample", "3"]).output.count("\n") == 3
+
+
+def test_a_clone_without_the_revision_runs_the_sample():
+    """A shallow clone does not have it; then nothing is known about what changed."""
+    run = CliRunner().invoke
+    found = run(main, ["mutants", "--list", "--changed-since", "no-such-revision", "--sample", "3"])
+    assert found.exit_code == 0
+    assert found.stdout.count("\n") == 3
+    assert "cannot compare with no-such-revision" in found.stderr
+    limited = run(main, ["mutants", "--list", "--op", "rope", "--at-most", "2", "--seed", "1"])
+    assert limited.stdout.count("\n") == 2
+    assert "by seed 1" in limited.stderr
+    assert run(main, ["mutants", "--list", "--op", "rope", "--at-most", "2", "--seed", "1"]).stdout == limited.stdout
+
+
+def test_a_mutant_of_the_engine_is_a_change_of_its_sources():
+    rope = source_path("walsh_engine::rope")
+    assert rope.parts[-4:] == ("canister", "engine", "src", "rope.rs")
+    assert {m.backend for m in touched(load_registry(), ["canister/engine/src/rope.rs"])} == {
+        "reference",
+        "torch",
+        "triton",
+        "rust",
+    }
+    assert {m.op for m in touched(load_registry(), ["canister/engine/src/arithmetic.rs"])} >= {"swiglu", "attention"}
+    with pytest.raises(VectorError, match="need a checkout"):
+        source_path("walsh_engine::no_such")
+
+
+def test_a_mutant_of_the_engine_needs_a_toolchain(monkeypatch):
+    monkeypatch.setattr(campaign_module, "available", lambda backend: backend != "rust")
+    found = run_campaign([find_mutant("rope-rust-sign")], locate_data())
+    assert found.skipped == {"rust": 1}
+    assert not found.passed
+    assert "Not run here: 1 of rust" in to_markdown(found)
 
 
 def test_the_command_runs(tmp_path):

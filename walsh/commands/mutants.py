@@ -36,11 +36,14 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--id", "ids", multiple=True, metavar="ID", help="Only this mutant. Repeatable.")
 @click.option("--changed-since", metavar="REV", help="Only those of ops that changed since this git revision.")
 @click.option(
+    "--at-most", type=click.IntRange(min=1), metavar="N", help="If more are chosen, so many of them at random."
+)
+@click.option(
     "--sample",
     type=click.IntRange(min=0),
     help="So many at random; with --changed-since, so many of the rest besides.",
 )
-@click.option("--seed", default="walsh", show_default=True, help="Of the sample.")
+@click.option("--seed", default="walsh", show_default=True, help="Of the sample, such as a date.")
 @click.option("--matrix", is_flag=True, help="Run every lane, not only until the first failure.")
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes at a time.")
 @click.option("--json", "json_path", type=_FILE, help="Write the kill matrix as JSON.")
@@ -61,22 +64,35 @@ def mutants(ctx: click.Context, /, **given: Any) -> None:
 
 def _choose(given: dict[str, Any]) -> list[Mutant]:
     chosen = select_mutants(load_registry(), given["ops"], given["backends"], given["ids"])
-    rest = chosen
+    rest, mine = chosen, list[Mutant]()
     if given["changed_since"] is not None:
-        mine = touched(chosen, _changed_files(given["changed_since"]))
+        files = _changed_files(given["changed_since"], given["sample"] is not None)
+        mine = touched(chosen, files)
         rest = [mutant for mutant in chosen if mutant not in mine]
+        click.echo(f"{len(files)} files changed since {given['changed_since']}: {len(mine)} mutants", err=True)
+    if given["sample"] is not None or given["changed_since"] is not None:
         sample = draw_sample(rest, given["sample"] or 0, given["seed"])
-        return [mutant for mutant in chosen if mutant in mine or mutant in sample]
-    return chosen if given["sample"] is None else draw_sample(rest, given["sample"], given["seed"])
+        chosen = [mutant for mutant in chosen if mutant in mine or mutant in sample]
+    if given["at_most"] is not None and len(chosen) > given["at_most"]:
+        click.echo(f"{given['at_most']} of {len(chosen)} mutants, by seed {given['seed']}", err=True)
+        chosen = draw_sample(chosen, given["at_most"], given["seed"])
+    return chosen
 
 
-def _changed_files(revision: str) -> list[str]:
+def _changed_files(revision: str, has_sample: bool) -> list[str]:
+    """Files that differ from a revision. A clone may lack it; then the sample alone is run, which is said."""
     command = ["git", "diff", "--name-only", "--end-of-options", revision, "--"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         reason = (done.stderr.strip().splitlines() or ["git failed"])[-1]
+    except OSError as error:
+        done, reason = None, str(error)
+    if done is not None and done.returncode == 0:
+        return done.stdout.splitlines()
+    if not has_sample:
         raise click.UsageError(f"--changed-since {revision}: {reason}")
-    return done.stdout.splitlines()
+    click.echo(f"cannot compare with {revision} ({reason}): the sample alone", err=True)
+    return []
 
 
 def _run(**given: Any) -> int:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 from walsh.errors import BackendError, ParameterError
 from walsh.suite.catalog import LANES, OPS
 from walsh.suite.mutants import BACKENDS, Mutant, available, source_path
+from walsh.suite.report import find_commit
 
 Result = Mapping[str, Any]
 
@@ -273,6 +275,8 @@ def summarise(campaign: Campaign) -> dict[str, Any]:
     """The report as a JSON document."""
     return {
         "schema": 1,
+        "date": datetime.now(UTC).isoformat(timespec="minutes"),
+        "commit": find_commit(),
         "manifest": campaign.manifest,
         "matrix": campaign.matrix,
         "total": len(campaign.verdicts),
@@ -305,7 +309,8 @@ def to_markdown(campaign: Campaign) -> str:
     lines = [
         "# Kill matrix",
         "",
-        f"{killed} of {total} mutants killed by vectors ({rate:.1f} %); vectors `{campaign.manifest[:16]}`.",
+        f"{killed} of {total} mutants killed by vectors ({rate:.1f} %); vectors `{campaign.manifest[:16]}`,",
+        f"commit `{(find_commit() or 'unknown')[:12]}`, {datetime.now(UTC):%Y-%m-%d}.",
         "",
         *_summary_table(campaign),
         "",
