@@ -22,6 +22,9 @@ from walsh.ic.replica.system import SystemCalls
 if TYPE_CHECKING:
     from walsh.ic.replica.replica import Replica
 
+NO_CALLBACK = 0xFFFFFFFF
+"""The function of a one-way call's callbacks: nothing runs when the answer comes."""
+
 EMPTY = b"DIDL\0\0"
 """Candid's encoding of no arguments."""
 
@@ -252,6 +255,9 @@ class Canister:
         context.outstanding -= 1
         replied = response.code is None
         function, environment = callback.reply if replied else callback.reject
+        if function == NO_CALLBACK:
+            self._settle(Execution(Kind.REPLY, "oneway", context, b"", self.cycles), None)
+            return
         kind = Kind.REPLY if replied else Kind.REJECT
         execution = Execution(kind, kind.name.lower(), context, response.payload, self.cycles, response=response)
         limit = self.replica.update_limit
