@@ -137,6 +137,8 @@ def test_what_cannot_be_generated_is_refused(pair: tuple[Path, Path], tmp_path: 
         walsh.load(pair[1], "gpu")
     with pytest.raises(ParameterError, match="device"):
         walsh.load(pair[1], "wasm", device="cuda")
+    with pytest.raises(BackendError):
+        walsh.load(pair[1], "torch", device="nonsense")
     with pytest.raises(DataError):
         walsh.load(tmp_path / "nothing.walsh")
     floats = save(tmp_path / "floats", algebra="octonion", activation_bits=None)

@@ -238,6 +238,10 @@ def load(
         raise BackendError(f"engine {engine!r} is not installed: pip install 'walsh[{engine}]'")
     if engine == "wasm" and device not in (None, "cpu"):
         raise ParameterError(f"device {device!r} with engine wasm: expected none; take --engine torch")
+    if engine == "torch" and device is not None:
+        from walsh.training.distributed import choose_device
+
+        choose_device(device)  # one that cannot be used is told before anything is read
     if engine == "torch" and kind == "checkpoint" and not strict:
         return CheckpointModel(path, device)
     if engine == "wasm" and kind == "walsh":
