@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from walsh import codec
+from walsh import codec, reference
 from walsh.codec.packings import fits_int4
 from walsh.data.tokenizers import GPT2_PATTERN, ByteTokenizer, CharacterTokenizer, Tokenizer
 from walsh.engine import build, module
@@ -210,6 +210,51 @@ def test_models_are_equal_to_the_bit(operations, name):
 
 
 # ---- files, sessions, memory
+
+
+def ordinary_weights(weights):
+    """Strict weights as the ordinary forward takes them."""
+    ordinary = {}
+    for key, value in weights.items():
+        stem, _, part = key.rpartition(".")
+        if part == "codes" and f"{stem}.scale" in weights:
+            scale = weights[f"{stem}.scale"].astype(np.float64)
+            values = value * (scale if ".mixer" in key else scale[:, None])
+            ordinary[stem if stem.startswith("embedding.tables") else f"{stem}.weight"] = values
+        elif part == "codes":
+            ordinary[f"{stem}.weight"] = value
+        elif part != "scale" and key != "rope.inv_freq":
+            ordinary[key] = value
+    return ordinary
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_with_float_activations(name):
+    weights, config = model(name)
+    config["activation_bits"] = None
+    engine = Engine(codec.dump(weights, config))
+    ids = np.random.default_rng(1).integers(0, 70, 20)
+    expected = reference.forward(ids[None], ordinary_weights(weights), config)[0, -1]
+    session, other = engine.new_session(), engine.new_session()
+    session.prefill(ids)
+    # Float32 through two blocks: a few hundred roundings of 6e-8 each.
+    assert np.abs(session.logits - expected).max() < 2e-6 * np.abs(expected).max()
+    for token in ids[:10]:
+        other.step(int(token))
+    other = engine.restore_session(other.save())
+    other.prefill(ids[10:])
+    assert same(other.logits, session.logits)
+
+
+def test_float_activations_of_four_bit_rows():
+    weights, config = model("octonion")
+    weights = codec.four_bit_rows(weights, config)
+    config["activation_bits"] = None
+    engine = Engine(codec.dump(weights, config))
+    session = engine.new_session()
+    session.prefill([3, 1, 4])
+    expected = reference.forward(np.array([[3, 1, 4]]), ordinary_weights(weights), config)[0, -1]
+    assert np.abs(session.logits - expected).max() < 2e-6 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("layout", ["auto", "packed"])
@@ -442,7 +487,7 @@ def _record_with(weights, config, **changes):
         ('\\"n_layer\\":2', '\\"n_layer\\":1e99', ParameterError),
         ('\\"vocab_size\\":70', '\\"vocab_size\\":71', ShapeError),
         ('\\"n_embd\\":64', '\\"n_embd\\":16777216', ParameterError),
-        ('\\"n_layer\\":2', '\\"n_layer\\":2,\\"activation_bits\\":null', StrictError),
+        ('\\"n_layer\\":2', '\\"n_layer\\":2,\\"activation_bits\\":4', ParameterError),
         ('\\"n_layer\\":2', '\\"n_layer\\":2,\\"ternary\\":false', StrictError),
         ('\\"n_layer\\":2', '\\"n_layer\\":2,\\"more\\":1', ParameterError),
         ('\\"n_layer\\":2', '\\"n_layer\\":2,\\"n_layer\\":2', FormatError),

@@ -28,6 +28,8 @@ pub struct Config {
     pub hash_scale: bool,
     /// Whether the head is the embedding.
     pub tied_head: bool,
+    /// Whether activations are left as they are: ordinary float32 arithmetic.
+    pub float_activations: bool,
     /// Width of the feed-forward.
     pub hidden: usize,
 }
@@ -90,13 +92,13 @@ impl Config {
         let name = json.get("algebra").ok_or_else(|| error!(Parameter, "config key \"algebra\" is missing"))?;
         let name = name.text().ok_or_else(|| bad("algebra", name, "a name"))?;
         let algebra = Algebra::by_name(name, size(json, "hadamard_size", 1, Some(32))?)?;
-        if let Some(value) = json.get("activation_bits").filter(|value| **value != Json::Integer(8)) {
-            require!(*value == Json::Null, Parameter, "config activation_bits is {value:?}: expected 8 or null");
-            return Err(error!(
-                Strict,
-                "activation_bits is null: strict arithmetic needs int8 activations; train with 8"
-            ));
-        }
+        let bits = json.get("activation_bits").unwrap_or(&Json::Integer(8));
+        let float_activations = *bits == Json::Null;
+        require!(
+            float_activations || *bits == Json::Integer(8),
+            Parameter,
+            "config activation_bits is {bits:?}: expected 8 or null"
+        );
         require!(flag(json, "ternary", true)?, Strict, "ternary is false: strict arithmetic needs ternary weights");
         let (n, width) = (algebra.size(), size(json, "n_embd", 1, None)?);
         // int(8 c / 3), rounded up to a multiple of n.
@@ -112,6 +114,7 @@ impl Config {
             hash_embeddings: size(json, "hash_embeddings", 0, Some(0))?,
             hash_scale: flag(json, "hash_scale", false)?,
             tied_head: flag(json, "tied_head", true)?,
+            float_activations,
             hidden,
         };
         require!(matches!(config.hash_embeddings, 0 | 2 | 3), Parameter, "hash_embeddings: expected 0, 2 or 3");

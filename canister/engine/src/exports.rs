@@ -27,6 +27,7 @@ use crate::sampling::{self, Sampling};
 use crate::tokenizer::Stream;
 
 mod operations;
+mod ordinary;
 
 /// Everything that lives between calls.
 #[derive(Default)]

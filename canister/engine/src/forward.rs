@@ -17,8 +17,9 @@ use crate::attention;
 use crate::blocks::{gather, spread, stride};
 use crate::config::Config;
 use crate::error::{Result, error, require, try_vec};
+use crate::float::FloatCache;
 use crate::head_mixer;
-use crate::kv_cache::KvCache;
+use crate::kv_cache::{Cache, KvCache};
 use crate::model::{Embedding, LinearScratch, Model};
 use crate::rms_norm::rms_norm;
 use crate::rope::Rotation;
@@ -57,7 +58,7 @@ pub(crate) struct Workspace {
 /// One sequence.
 #[derive(Clone)]
 pub struct Session {
-    pub(crate) caches: Vec<KvCache>,
+    pub(crate) caches: Vec<Cache>,
     pub(crate) tokens: Vec<i64>,
     pub(crate) capacity: usize,
     pub(crate) vocabulary: usize,
@@ -84,7 +85,11 @@ impl Model {
         let capacity = capacity.min(self.config.block_size);
         let mut caches = Vec::new();
         for _ in 0..self.config.layers {
-            caches.push(KvCache::new(capacity, self.config.heads, self.config.head_dim())?);
+            let (heads, d) = (self.config.heads, self.config.head_dim());
+            caches.push(match self.config.float_activations {
+                false => Cache::Strict(KvCache::new(capacity, heads, d)?),
+                true => Cache::Float(FloatCache::new(capacity, heads, d)?),
+            });
         }
         Ok(Session {
             caches,
@@ -260,12 +265,11 @@ impl Model {
             session.rotations[t].apply(k_new);
             let cache = &mut session.caches[layer];
             cache.append(k_new, v)?;
-            let position = cache.length() - 1;
             match &block.mixer {
-                None if aligned => attention::attend(cache, q, position, h, &mut work.attention)?,
-                None => attention::attend(cache, q, position, &mut work.more, &mut work.attention)?,
+                None if aligned => cache.attend(q, h, &mut work.attention)?,
+                None => cache.attend(q, &mut work.more, &mut work.attention)?,
                 Some(mixer) => {
-                    attention::attend(cache, q, position, &mut work.plain, &mut work.attention)?;
+                    cache.attend(q, &mut work.plain, &mut work.attention)?;
                     let mixed = if aligned { &mut *h } else { &mut work.more };
                     mixer.apply(&work.plain, mixed, &mut work.mixer)?;
                 }
@@ -317,7 +321,11 @@ impl Model {
             (Some(table), _) | (None, Embedding::Table(table)) => table.four_bits(),
             (None, Embedding::Hash(tables)) => tables.four_bits(),
         };
-        query.quantize(&work.plain, four_bits)?;
+        if self.config.float_activations {
+            query.take_floats(&work.plain)?;
+        } else {
+            query.quantize(&work.plain, four_bits)?;
+        }
         session.logits.resize(self.config.vocabulary, 0.0);
         if let (Embedding::Hash(tables), None) = (&self.embedding, &self.head) {
             tables.row_logits(&query, &mut session.row_logits);
@@ -470,7 +478,7 @@ impl Session {
     /// Bytes that the sequence takes.
     pub fn bytes(&self) -> usize {
         let floats = self.x.len() + self.logits.len() + self.row_logits.len();
-        self.caches.iter().map(KvCache::bytes).sum::<usize>() + 8 * self.tokens.len() + 4 * floats
+        self.caches.iter().map(Cache::bytes).sum::<usize>() + 8 * self.tokens.len() + 4 * floats
     }
 
     /// The tokens in work become part of the sequence.

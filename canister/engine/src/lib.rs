@@ -17,6 +17,7 @@ pub mod cost;
 pub mod embedding;
 pub mod error;
 pub mod exports;
+pub mod float;
 pub mod forward;
 pub mod hadamard;
 pub mod head_mixer;

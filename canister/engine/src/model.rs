@@ -8,15 +8,42 @@ use crate::config::Config;
 use crate::container::Container;
 use crate::embedding::HashTables;
 use crate::error::{Result, error};
+use crate::float::{self, FloatLinear};
 use crate::forward::Workspace;
 use crate::hadamard::{self, HadamardLinear};
-use crate::head_mixer::{Algebra, HeadMixer};
+use crate::head_mixer::{self, Algebra, HeadMixer};
 use crate::rows::RowTable;
 use crate::tokenizer::Tokenizer;
 
 pub(crate) enum Linear {
     CayleyDickson(CayleyDicksonLinear),
     Hadamard(HadamardLinear),
+    Float(FloatLinear<i8>, usize, usize),
+}
+
+pub(crate) enum Mixer {
+    Strict(HeadMixer),
+    Float(FloatLinear<i8>, usize),
+}
+
+impl Mixer {
+    /// x and y [H, d].
+    pub(crate) fn apply(&self, x: &[f32], y: &mut [f32], scratch: &mut head_mixer::Scratch) -> Result<()> {
+        match self {
+            Mixer::Strict(mixer) => mixer.apply(x, y, scratch),
+            Mixer::Float(mixer, group) => {
+                let d = group / mixer.size();
+                x.chunks_exact(*group).zip(y.chunks_exact_mut(*group)).try_for_each(|(x, y)| mixer.apply(x, d, y, d))
+            }
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Mixer::Strict(mixer) => mixer.bytes(),
+            Mixer::Float(mixer, _) => mixer.bytes(),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -31,6 +58,12 @@ impl Linear {
         match self {
             Linear::CayleyDickson(layer) => layer.apply(x, y, columns, &mut scratch.cayley_dickson),
             Linear::Hadamard(layer) => layer.apply(x, y, columns, &mut scratch.hadamard),
+            Linear::Float(layer, rows, inputs) => {
+                let (from, to) = (stride(*inputs), stride(*rows));
+                let (input, output) = (layer.size() * from, layer.size() * to);
+                let columns = x.chunks_exact(input).zip(y.chunks_exact_mut(output)).take(columns);
+                columns.into_iter().try_for_each(|(x, y)| layer.apply(x, from, y, to))
+            }
         }
     }
 
@@ -38,6 +71,7 @@ impl Linear {
         match self {
             Linear::CayleyDickson(layer) => layer.bytes(),
             Linear::Hadamard(layer) => layer.bytes(),
+            Linear::Float(layer, ..) => layer.bytes(),
         }
     }
 }
@@ -47,7 +81,7 @@ pub(crate) struct Block {
     pub(crate) ffn_norm: Vec<f32>,
     /// wq, wk, wv, wo, gate, up, down.
     pub(crate) linears: Vec<Linear>,
-    pub(crate) mixer: Option<HeadMixer>,
+    pub(crate) mixer: Option<Mixer>,
 }
 
 pub(crate) enum Embedding {
@@ -118,6 +152,8 @@ impl Model {
         let tables = tables_of(&config, &container);
         let others = tables.iter().map(|(stem, rows, _)| container.stored_bytes(&format!("{stem}.codes")) + 8 * rows);
         let others = others.sum::<usize>() + tokenizer.as_ref().map_or(0, Tokenizer::memory);
+        // Float activations have one layout of their own.
+        let layout = if config.float_activations { Some(Layout::Pairs) } else { layout };
         let layout = layout.unwrap_or_else(|| choose_layout(&config, file_bytes, others));
         let mut blocks = Vec::new();
         for layer in 0..config.layers {
@@ -183,7 +219,7 @@ impl Model {
         let blocks = self.blocks.iter().map(|block| {
             4 * (block.attention_norm.len() + block.ffn_norm.len())
                 + block.linears.iter().map(Linear::bytes).sum::<usize>()
-                + block.mixer.as_ref().map_or(0, HeadMixer::bytes)
+                + block.mixer.as_ref().map_or(0, Mixer::bytes)
         });
         Memory {
             file: self.file_bytes,
@@ -220,6 +256,16 @@ impl Block {
             let name = format!("{prefix}.{name}");
             let codes = container.codes(&format!("{name}.codes"), &[n, rows, columns])?;
             linears.push(match config.algebra {
+                Algebra::CayleyDickson(_) if config.float_activations => {
+                    let beta = container.floats(&format!("{name}.beta"), &[rows])?;
+                    Linear::Float(FloatLinear::new(&codes, config.algebra, rows, columns, &[], &beta)?, rows, columns)
+                }
+                Algebra::Hadamard(_) if config.float_activations => {
+                    let alpha = container.floats(&format!("{name}.alpha"), &[n, columns])?;
+                    let beta = container.floats(&format!("{name}.beta"), &[n, rows])?;
+                    let layer = FloatLinear::new(&codes, config.algebra, rows, columns, &alpha, &beta)?;
+                    Linear::Float(layer, rows, columns)
+                }
                 Algebra::CayleyDickson(_) => {
                     let beta = container.floats(&format!("{name}.beta"), &[rows])?;
                     Linear::CayleyDickson(CayleyDicksonLinear::new(&codes, n, rows, columns, &beta, layout)?)
@@ -236,7 +282,10 @@ impl Block {
             let codes = container.codes(&format!("{prefix}.mixer.codes"), &[n, d, d])?;
             let scale = container.floats(&format!("{prefix}.mixer.scale"), &[d])?;
             let beta = container.floats(&format!("{prefix}.mixer.beta"), &[d])?;
-            Some(HeadMixer::new(&codes, config.algebra, d, &scale, &beta)?)
+            Some(match config.float_activations {
+                false => Mixer::Strict(HeadMixer::new(&codes, config.algebra, d, &scale, &beta)?),
+                true => Mixer::Float(float::mixer(&codes, config.algebra, d, &scale, &beta)?, n * d),
+            })
         } else {
             None
         };

@@ -12,6 +12,7 @@
 use std::sync::Arc;
 
 use crate::error::{Result, require};
+use crate::float::dot_codes;
 use crate::simd::*;
 
 /// Bytes inside a shared buffer: a file that was loaded once.
@@ -118,14 +119,18 @@ impl RowTable {
     pub fn logits(&self, columns: &mut [(&Query, &mut [f32])], from: usize) {
         let length = columns.first().map_or(0, |(_, out)| out.len());
         assert!(from + length <= self.rows);
-        assert!(columns.iter().all(|(query, out)| query.codes.len() == self.width && out.len() == length));
-        let fast = self.width.is_multiple_of(16) && (!self.four_bits || self.width <= 4096);
+        let width = |query: &Query| query.codes.len().max(query.floats.len());
+        assert!(columns.iter().all(|(query, out)| width(query) == self.width && out.len() == length));
+        let strict = columns.iter().all(|(query, _)| query.floats.is_empty());
+        let fast = strict && self.width.is_multiple_of(16) && (!self.four_bits || self.width <= 4096);
         let body = if fast { length & !3 } else { 0 };
+        // Kernels of several columns are long: only the usual widths have them.
+        let together = self.width == 512 || (self.width == 256 && !self.four_bits);
         let mut rest = &mut *columns;
         while body > 0 && !rest.is_empty() {
             // SAFETY: `body` rows from `from` exist, a multiple of 4, the width fits the kernel, and so many columns are left.
             let taken = unsafe {
-                match rest.len() {
+                match if together { rest.len() } else { 1 } {
                     1 => self.fast_logits::<1>(rest, from, body),
                     2 | 3 => self.fast_logits::<2>(rest, from, body),
                     _ => self.fast_logits::<4>(rest, from, body),
@@ -135,9 +140,24 @@ impl RowTable {
         }
         for (query, out) in columns {
             for (i, out) in out.iter_mut().enumerate().skip(body) {
-                *out = self.logit_scalar(query, from + i);
+                *out = match strict {
+                    true => self.logit_scalar(query, from + i),
+                    false => self.logit_float(query, from + i),
+                };
             }
         }
+    }
+
+    /// One logit of a token that is not rounded: (x . codes) * scale.
+    fn logit_float(&self, query: &Query, row: usize) -> f32 {
+        let sum = if self.four_bits {
+            query.floats.iter().enumerate().map(|(k, x)| x * f32::from(self.code(row, k))).sum()
+        } else {
+            let codes = &self.codes[row * self.width..][..self.width];
+            // SAFETY: bytes are int8 codes.
+            dot_codes(&query.floats, unsafe { std::slice::from_raw_parts(codes.as_ptr().cast(), codes.len()) })
+        };
+        sum * self.scale[row]
     }
 
     /// One logit, by the definition.
@@ -172,14 +192,15 @@ impl RowTable {
         unsafe {
             let w = self.codes.as_ptr().add(from * bytes);
             match (self.width / 8, self.four_bits) {
-                (16, false) => rows_of_width::<16, N, false>(w, &body),
+                (16, false) if N == 1 => rows_of_width::<16, N, false>(w, &body),
                 (32, false) => rows_of_width::<32, N, false>(w, &body),
                 (64, false) => rows_of_width::<64, N, false>(w, &body),
-                (16, true) => rows_of_width::<16, N, true>(w, &body),
-                (32, true) => rows_of_width::<32, N, true>(w, &body),
+                (16, true) if N == 1 => rows_of_width::<16, N, true>(w, &body),
+                (32, true) if N == 1 => rows_of_width::<32, N, true>(w, &body),
                 (64, true) => rows_of_width::<64, N, true>(w, &body),
-                (vectors, false) => rows_of_any_width::<N, false>(w, vectors, &body),
-                (vectors, true) => rows_of_any_width::<N, true>(w, vectors, &body),
+                (vectors, false) if N == 1 => rows_of_any_width::<N, false>(w, vectors, &body),
+                (vectors, true) if N == 1 => rows_of_any_width::<N, true>(w, vectors, &body),
+                _ => {}
             }
         }
         N
@@ -209,9 +230,21 @@ pub struct Query {
     /// 8 times the sum of the codes.
     eight_sums: i32,
     r: f32,
+    /// The features themselves, of a token that is not rounded.
+    floats: Vec<f32>,
 }
 
 impl Query {
+    /// Take x [K] as it is.
+    pub fn take_floats(&mut self, x: &[f32]) -> Result<()> {
+        let bad = x.iter().find(|v| !v.is_finite());
+        require!(bad.is_none(), NonFinite, "a row holds {bad:?}: logits need finite numbers");
+        self.codes.clear();
+        self.floats.clear();
+        self.floats.extend_from_slice(x);
+        Ok(())
+    }
+
     /// Quantise x [K]; `four_bits` says whether int4 rows are to be multiplied.
     pub fn quantize(&mut self, x: &[f32], four_bits: bool) -> Result<()> {
         self.codes.resize(x.len(), 0);

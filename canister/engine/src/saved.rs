@@ -11,7 +11,7 @@
 
 use crate::error::{Result, error, require};
 use crate::forward::Session;
-use crate::kv_cache::KvCache;
+use crate::kv_cache::Cache;
 use crate::model::Model;
 
 const MAGIC: &[u8; 8] = b"walshS01";
@@ -62,7 +62,7 @@ pub(crate) fn put_floats(out: &mut Vec<u8>, values: &[f32]) {
 impl Session {
     /// The sequence as bytes, tokens in work included.
     pub fn save(&self) -> Vec<u8> {
-        let (heads, d) = self.caches.first().map_or((0, 0), KvCache::shape);
+        let (heads, d) = self.caches.first().map_or((0, 0), Cache::shape);
         let c = self.x.len() / self.work.len().max(1);
         let mut out = MAGIC.to_vec();
         let mut put = |value: usize| out.extend((value as u32).to_le_bytes());
