@@ -19,6 +19,7 @@ order: no atomics, the same bits in every run.
 """
 
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 
 import numpy as np
 import torch
@@ -418,11 +419,17 @@ def choose_blocks(
         area = max(256, (2048 if dot == torch.float32 else 1024) // d)
         bm = min(32, 1 << ((area.bit_length() - 1) // 2))
         blocks = Blocks(bm, min(64, area // bm), 16, 4, 2 if d == 1 else 1, unroll)
+        if d == 8:
+            # As many accumulators per thread in twice the threads: with half of both, sm_80 spills.
+            blocks = Blocks(32, 16, 16, 8, 1, unroll)
     elif fast:
         # Transformed tiles of p and q live beside the accumulators.
         blocks = Blocks(64, max(16, 256 // d), 16, 8, 2, unroll)
     else:
         blocks = TENSOR_CORE_BLOCKS[d]
+        if d == 8 and dot != torch.int8:
+            # 64 products of 32 steps in a straight line are too much for sm_100; int8 tensor cores take no fewer.
+            blocks = replace_fields(blocks, bk=16)
     bm = max(16, min(blocks.bm, next_power_of_two(rows)))
     bn = max(16, min(blocks.bn if bm == blocks.bm else 32, next_power_of_two(cols)))
     while bn > (32 if d == 8 and not wide else 16) and cdiv(rows, bm) * cdiv(cols, bn) < processors(device):

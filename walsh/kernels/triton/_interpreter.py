@@ -40,6 +40,8 @@ def replace_language_once() -> None:
             if kind not in replaced:
                 replaced.add(kind)
                 original(fn)
+                # Triton 3.6 takes a number from an array of one element, which NumPy 2.4 no longer allows.
+                core.tensor.__index__ = lambda scalar: int(scalar.handle.data.squeeze())
         return _Kept()
 
     # The interpreter computes every integer sum a second time in int64 for an assertion that it then leaves out.
