@@ -29,6 +29,7 @@ pytest.importorskip("wasmtime")
 from walsh.engine import Engine, Sampling
 from walsh.engine.host import Instance, compiled
 from walsh.engine.operations import Operations
+from walsh.engine.ordinary import Ordinary
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"n_layer": 2, "n_head": 8, "n_embd": 64, "vocab_size": 70, "block_size": 48}
@@ -207,6 +208,25 @@ def test_models_are_equal_to_the_bit(operations, name):
     for given in ({}, {"temperature": 0.8, "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.1, "seed": 12345678901}):
         drawn = operations.generate(ids[:, :3], weights, config, 12, **given)
         assert (drawn == strict.generate(ids[:, :3], weights, config, 12, **given)).all()
+
+
+def test_ordinary_operations_at_sizes_of_models():
+    """Conformance has the small cases; here widths at which float32 sums grow, against float64."""
+    ordinary = Ordinary(Operations())
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(2, 512)).astype(np.float32)
+    for n, linear, expected in (
+        (8, ordinary.cayley_dickson_linear, reference.cayley_dickson_linear),
+        (32, ordinary.hadamard_linear, reference.hadamard_linear),
+    ):
+        w = rng.integers(-1, 2, (n, 43, 512 // n)).astype(np.int8)
+        exact = expected(x, w)
+        assert np.abs(linear(x, w) - exact).max() < 1e-6 * np.abs(exact).max()
+    table = rng.normal(size=(301, 512)).astype(np.float32)
+    exact = reference.lm_head(x, table)
+    assert np.abs(ordinary.lm_head(x, table) - exact).max() < 1e-6 * np.abs(exact).max()
+    q, k, v = (rng.normal(size=(1, 70, 4, 16)).astype(np.float32) for _ in range(3))
+    assert np.abs(ordinary.attention(q, k, v) - reference.attention(q, k, v)).max() < 2e-6
 
 
 # ---- files, sessions, memory

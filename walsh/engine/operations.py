@@ -56,6 +56,11 @@ class Operations:
         self._instance.call("use_scalar", int(scalar))
         self._layout = LAYOUTS.index(layout)
 
+    @property
+    def instance(self) -> Instance:
+        """Where the operations run."""
+        return self._instance
+
     def _float(self, name: str, x: Any) -> Float32:
         array = _check.typed(name, x, "float32")
         return np.ascontiguousarray(array) if array.ndim else array

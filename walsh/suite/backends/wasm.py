@@ -1,6 +1,7 @@
 """The engine as a backend: Rust compiled to WebAssembly, run by wasmtime.
 
-It computes strict arithmetic and the integer packings; everything else is training's, which the engine does not do.
+It computes strict arithmetic, the integer packings, and in float32 what models with float activations need; everything
+else is training's, which the engine does not do.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 from walsh import __version__
 from walsh.engine.module import read_record
 from walsh.engine.operations import Operations
+from walsh.engine.ordinary import Ordinary
 from walsh.errors import BackendError
 from walsh.suite.backend import Skip, deliver
 from walsh.suite.backends.calling import cache_sizes, invoke, run_script, split_params
@@ -28,7 +30,43 @@ INTEGER_CALLS = (
     "bitmask_encode",
     "bitmask_decode",
 )
-"""Ordinary calls that the engine computes."""
+"""Calls on integers, which strict arithmetic needs no form of."""
+
+FLOAT_CALLS = (
+    "ternary",
+    "quantize_activations",
+    "fake_quantize_activations",
+    "cayley_dickson_linear",
+    "cayley_dickson_bit_linear",
+    "hadamard_transform",
+    "hadamard_linear",
+    "hadamard_bit_linear",
+    "head_mixer",
+    "rms_norm",
+    "rope",
+    "attention",
+    "swiglu",
+    "embedding",
+    "lm_head",
+    "cross_entropy",
+)
+"""Ordinary calls that the engine computes, on float32 as models with float activations do."""
+
+
+def _refusal(call: Call, inputs: Mapping[str, Array]) -> str | None:
+    """Why the engine does not answer, None if it does."""
+    if call.kind == "strict" or call.name in INTEGER_CALLS:
+        return None
+    if call.name not in FLOAT_CALLS:
+        return "the engine does inference: this call belongs to training, or to weights that a file does not hold"
+    for name, value in inputs.items():
+        if value.dtype.name in ("float16", "bfloat16", "float64"):
+            return f"{name} is {value.dtype}: the engine computes in float32"
+    if "x" in inputs and inputs["x"].dtype.kind in "iu":
+        return "x is integer: the engine rounds activations itself"
+    if "x_scale" in inputs:
+        return "x_scale: the engine rounds activations itself"
+    return None
 
 
 class WasmBackend:
@@ -46,11 +84,14 @@ class WasmBackend:
         if device not in (None, "cpu"):
             raise BackendError(f"wasm: device {device!r}; WebAssembly runs on cpu only")
         self._operations = Operations(scalar=scalar)
+        self._ordinary = Ordinary(self._operations)
         self._name = "wasm-scalar" if scalar else "wasm"
 
     def describe(self) -> dict[str, Any]:
         """Name, digest of the module, and the calls that it computes."""
-        calls = [name for name, call in CALLS.items() if call.kind == "strict" or name in INTEGER_CALLS]
+        calls = [
+            name for name, call in CALLS.items() if call.kind == "strict" or name in (*INTEGER_CALLS, *FLOAT_CALLS)
+        ]
         version = f"{__version__} (module {read_record()['sha256'][:12]})"
         return {"name": self._name, "version": version, "own": True, "device": "cpu", "calls": calls}
 
@@ -60,8 +101,8 @@ class WasmBackend:
         """Run one call; see :class:`walsh.suite.backend.Backend`."""
         del op  # the call says it
         call, keywords = split_params(params)
-        if call.kind != "strict" and call.name not in INTEGER_CALLS:
-            return Skip("the engine does inference in strict arithmetic; this call belongs to training")
+        if reason := _refusal(call, inputs):
+            return Skip(reason)
         if call.function == "kv_cache":
             results = self._run_cache(keywords, inputs)
         else:
@@ -70,7 +111,8 @@ class WasmBackend:
         return None
 
     def _function(self, call: Call) -> Callable[..., Any]:
-        function: Callable[..., Any] = getattr(self._operations, call.function)
+        place = self._ordinary if call.name in FLOAT_CALLS else self._operations
+        function: Callable[..., Any] = getattr(place, call.function)
         return function
 
     def _run_cache(self, keywords: Mapping[str, Any], inputs: Mapping[str, Array]) -> dict[str, Array]:
