@@ -145,7 +145,7 @@ def test_convert_goes_round(work: Path, tmp_path: Path) -> None:
     call("convert", tmp_path / "two.spin", "-o", tmp_path / "three.pt")
     call("convert", tmp_path / "three.pt", "-o", tmp_path / "four.walsh", "--set", "activation_bits=8")
     call("convert", tmp_path / "two.spin", "-o", tmp_path / "five.walsh")
-    assert "SPIN version 4" in call("verify", tmp_path / "two.spin").output
+    assert "SPIN version 4" in call("verify", tmp_path / "two.spin", code=_float_engine()).output
     four = read_source(tmp_path / "four.walsh")
     first = read_source(start)
     assert four.config == first.config
@@ -155,7 +155,12 @@ def test_convert_goes_round(work: Path, tmp_path: Path) -> None:
         if name.startswith("blocks.") and name.endswith(".codes"):
             assert (four.strict[name] == codes).all()
     assert read_source(tmp_path / "five.walsh").config.activation_bits is None
-    assert "float activations" in call("verify", tmp_path / "five.walsh", "--tokens", 1, code=_float_engine()).output
+    refused = _float_engine()
+    said = call("verify", tmp_path / "five.walsh", code=refused).output
+    assert ("StrictError" if refused else "float activations") in said
+    if not refused:
+        told = call("verify", tmp_path / "five.walsh", "--tokens", 1, code=1).output
+        assert "only strict arithmetic" in told
     for arguments in ((start, "-o", tmp_path / "one"), (start, "-o", start, "--force")):
         call("convert", *arguments, code=64)
     call("convert", start, "-o", tmp_path / "one", "--force")
