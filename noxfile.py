@@ -134,6 +134,13 @@ def train(session: nox.Session) -> None:
 
 
 @nox.session
+def ablation(session: nox.Session) -> None:
+    """Algebras at equal bytes, paired seeds: ``configs/ablation.toml`` unless another comparison is named."""
+    install(session, "report,train")
+    session.run("walsh", "ablate", *session.posargs)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Timings against honest baselines, and the report made of them; needs a quiet machine."""
     install(session, "ic,report,train")

@@ -42,8 +42,14 @@ def _explanation(config: AblationConfig, found: Sequence[Comparison]) -> str:
         f"Variants at equal {config.match}, {len(config.seeds)} paired seeds. Differences from {config.baseline} are "
         f"taken within seeds; the intervals are Student's t at {level:.2%} each, {CONFIDENCE:.0%} together. A verdict "
         f"needs {ENOUGH_SEEDS} seeds. Multiplications are those of the expanded matrices, per token, without "
-        "attention's scores; training FLOPs are 6 per multiplication and token."
+        "attention's scores; training FLOPs are 6 per multiplication and token. All variants share the base's learning "
+        f"rate. {_conditions(found)}"
     )
+
+
+def _conditions(found: Sequence[Comparison]) -> str:
+    told = sorted({run.conditions for one in found for run in one.runs if run.conditions})
+    return f"Trained by {'; '.join(told)}." if told else ""
 
 
 def _table(config: AblationConfig, found: Sequence[Comparison]) -> content.Table:

@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from rich.console import Console
 
 from walsh.data import Dataset
 from walsh.errors import FormatError, ParameterError
+from walsh.measure.provenance import gather, machine_name, utc_now
 from walsh.model.accounting import count_multiplications, count_parameters, packed_bytes
 from walsh.model.config import WalshConfig
 from walsh.training.config import TrainingConfig, explain, load_config, read_toml
@@ -87,6 +89,7 @@ class Run:
         seconds: it took.
         n_embd, ffn_hidden: widths it was given.
         curve: [flops, bits per byte] of every evaluation.
+        conditions: commit, versions, machine and date.
     """
 
     variant: str
@@ -100,6 +103,7 @@ class Run:
     n_embd: int
     ffn_hidden: int
     curve: list[list[float]]
+    conditions: str = ""
 
 
 @dataclass(frozen=True)
@@ -238,7 +242,14 @@ def _train(
         model.n_embd,
         model.ffn_hidden,
         [[per_step * record["step"], record["bits_per_byte"]] for record in records],
+        _conditions(world.device.type, seed),
     )
+
+
+def _conditions(device: str, seed: int) -> str:
+    facts = gather(device, seed)
+    commit = f"commit {facts['commit'][:12]}{', changed' * facts['dirty']}" if facts["commit"] else "no commit known"
+    return f"walsh {facts['walsh']}, {commit}, torch {torch.__version__}, {machine_name(facts)}, {utc_now()[:10]}"
 
 
 def read_runs(path: Path) -> list[Run]:
