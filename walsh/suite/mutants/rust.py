@@ -55,13 +55,15 @@ class Workshop:
         Raises:
             VectorError: if an edit does not fit or the changed source does not compile.
         """
+        made = self._workspace.parent / f"{mutant.id if mutant is not None else 'control'}.wasm"
+        if mutant is None and made.exists():
+            return made
         changed = self._change(mutant)
         try:
             module = self._compile(mutant.id if mutant is not None else "the unchanged engine")
         finally:
             for path, source in changed.items():
                 path.write_text(source, encoding="utf-8")
-        made = self._workspace.parent / f"{mutant.id if mutant is not None else 'control'}.wasm"
         shutil.copyfile(module, made)
         digest = hashlib.sha256(made.read_bytes()).hexdigest()
         made.with_suffix(".json").write_text(json.dumps({"sha256": digest}) + "\n", encoding="ascii")
