@@ -229,6 +229,45 @@ def test_ordinary_operations_at_sizes_of_models():
     assert np.abs(ordinary.attention(q, k, v) - reference.attention(q, k, v)).max() < 2e-6
 
 
+# ---- instructions
+
+
+def test_batches_never_cost_more_and_predictions_hold():
+    measure = pytest.importorskip("walsh.measure.engine")
+    instance = measure.make_metered()
+    for name, layout in (
+        ("octonion", "fast"),
+        ("octonion", "packed"),
+        ("hadamard", "pairs"),
+        ("octonion hash 3", "fast_packed"),
+    ):
+        weights, config = model(name)
+        engine = Engine(codec.dump(weights, config | {"block_size": 160}), layout, instance=instance)
+
+        def count(call):
+            before = instance.counter()
+            call()
+            return instance.counter() - before
+
+        first = engine.new_session()
+        first.prefill(np.arange(40) % 70)
+        other = first.fork()
+        alone = count(lambda: other.step(1))  # noqa: B023 - called here
+        for size in (2, 3, 4, 8):
+            sessions = [first.fork() for _ in range(size)]
+            together = count(lambda: engine.step_batch(sessions, [1] * size))  # noqa: B023 - called here
+            # On models this small the host's lists of sessions weigh a few per cent.
+            assert together <= 1.05 * size * alone, (name, layout, size)
+        costs = engine.costs(40)
+        session = first.fork()
+        assert 0.3 * costs.begin < count(lambda: session.begin(1)) <= costs.begin  # noqa: B023 - called here
+        for _ in range(engine.n_layer):
+            assert 0.3 * costs.layer < count(session.advance) <= costs.layer, (name, layout)
+        assert count(session.begin_head) <= costs.begin_head
+        assert count(lambda: engine.head_range_batch([session], 0, 70)) <= costs.head  # noqa: B023 - called here
+        assert count(session.sample) <= costs.sample
+
+
 # ---- files, sessions, memory
 
 

@@ -51,7 +51,7 @@ class Costs:
         layer: per block.
         begin_head: to quantise it for the head.
         head: for the logits that were asked for.
-        sample: to draw from all logits.
+        sample: to draw from all logits, at most.
     """
 
     begin: int
