@@ -39,7 +39,10 @@ from walsh.suite.runner import Exit
 from walsh.suite.schema import locate_data
 from walsh.suite.vectors import load_suite
 
-REPORTS = Path(__file__).resolve().parents[1] / "reports" / "gpu"
+ROOT = Path(__file__).resolve().parents[1]
+REPORTS, WORK = ROOT / "reports" / "gpu", ROOT / "walsh-output" / "gpu"
+"""Where results stay, and where they grow: a stored report that changes would make the checkout one without a name."""
+
 TIMED = ("torch", "triton")
 """Backends that run on a GPU."""
 
@@ -176,7 +179,7 @@ def perform_all(folder: Path, quick: bool, ops: Sequence[str]) -> int:
         summary = json.dumps(_summary(device, started, steps), indent=1, sort_keys=True)
         (folder / "summary.json").write_text(summary + "\n")
 
-    print(f"{device}: results go to {folder}", flush=True)
+    print(f"{device}: a conformance run, sanitizers, timings", flush=True)
     take(conformance(folder))
     for step in sanitize(folder, ops):
         take(step)
@@ -193,7 +196,10 @@ def main() -> int:
     given = parser.parse_args()
     try:
         name = given.store or re.sub(r"[^a-z0-9]+", "-", require_gpu().lower()).strip("-")
-        return perform_all(REPORTS / name, given.quick, given.op or OPS)
+        code = perform_all(WORK / name, given.quick, given.op or OPS)
+        shutil.copytree(WORK / name, REPORTS / name, dirs_exist_ok=True)
+        print(f"results: {(REPORTS / name).relative_to(ROOT)}")
+        return code
     except BackendError as error:
         print(f"gpu: {error}", file=sys.stderr)
         return int(Exit.BROKEN)
