@@ -28,6 +28,7 @@ from walsh.kernels.torch._check import (
     require_weight,
     rows,
 )
+from walsh.kernels.torch._operation import differentiate, operation
 from walsh.kernels.torch.activations import dequantize, quantize_activations
 from walsh.kernels.torch.convolution import METHODS, gradients, integer_product, product
 from walsh.kernels.torch.ternary import as_codes, check_ternary, clip_gradient, ternary, weight_shape
@@ -51,8 +52,7 @@ def _check(x: Tensor, w: Tensor, beta: Tensor | None, method: str) -> int:
     return k
 
 
-@torch.library.custom_op("walsh_torch::cayley_dickson", mutates_args=())
-def _linear(
+def _compute(
     x: Tensor, w: Tensor, beta: Tensor | None, bits: int | None, rule: str | None, ste_clip: float | None, method: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The layer with or without rounding of weights and activations: y, then what the backward takes from here.
@@ -86,7 +86,6 @@ def _nothing(x: Tensor, no_codes: bool, w: Tensor) -> tuple[Tensor, Tensor, Tens
     )
 
 
-@_linear.register_fake
 def _fake(
     x: Tensor, w: Tensor, beta: Tensor | None, bits: int | None, rule: str | None, ste_clip: float | None, method: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -126,11 +125,7 @@ def _differentiate(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...
     )
 
 
-_linear.register_autograd(_differentiate, setup_context=_keep)
-
-
-@torch.library.custom_op("walsh_torch::cayley_dickson_gradients", mutates_args=())
-def _gradients(
+def _compute_gradients(
     dy: Tensor,
     x: Tensor,
     scale: Tensor | None,
@@ -157,7 +152,6 @@ def _gradients(
     return dx, dw, dbeta
 
 
-@_gradients.register_fake
 def _fake_gradients(
     dy: Tensor,
     x: Tensor,
@@ -174,6 +168,11 @@ def _fake_gradients(
     shapes = ((rows(dy), d, k) if need_x else (0,), (d, n, k) if need_w else (0,), (n,) if need_beta else (0,))
     dx, dw, dbeta = (dy.new_empty(shape, dtype=work) for shape in shapes)
     return dx, dw, dbeta
+
+
+_linear = operation("cayley_dickson", _compute, _fake)
+_gradients = operation("cayley_dickson_gradients", _compute_gradients, _fake_gradients)
+differentiate("cayley_dickson", _differentiate, _keep)
 
 
 def cayley_dickson_linear(

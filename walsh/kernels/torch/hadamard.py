@@ -29,6 +29,7 @@ from walsh.kernels.torch._check import (
     require_weight,
     rows,
 )
+from walsh.kernels.torch._operation import differentiate, operation
 from walsh.kernels.torch.activations import dequantize, quantize_activations
 from walsh.kernels.torch.integer import integer_bmm
 from walsh.kernels.torch.ternary import as_codes, check_ternary, clip_gradient, ternary, weight_shape
@@ -124,8 +125,7 @@ def _check(x: Tensor, w: Tensor, alpha: Tensor | None, beta: Tensor | None) -> N
     require_optional("beta", beta, (n, w.shape[1]), "[n, N]")
 
 
-@torch.library.custom_op("walsh_torch::hadamard", mutates_args=())
-def _linear(
+def _compute(
     x: Tensor,
     w: Tensor,
     alpha: Tensor | None,
@@ -164,7 +164,6 @@ def _linear(
     return y, v.contiguous(), scale, codes, h.contiguous() if keep else h.new_empty(0)
 
 
-@_linear.register_fake
 def _fake(
     x: Tensor,
     w: Tensor,
@@ -220,11 +219,7 @@ def _differentiate(ctx: Any, dy: Tensor, *_: Tensor) -> tuple[Tensor | None, ...
     )
 
 
-_linear.register_autograd(_differentiate, setup_context=_keep)
-
-
-@torch.library.custom_op("walsh_torch::hadamard_gradients", mutates_args=())
-def _gradients(
+def _compute_gradients(
     dy: Tensor,
     x: Tensor,
     alpha: Tensor | None,
@@ -261,7 +256,6 @@ def _gradients(
     return dx, dw, dalpha, dbeta
 
 
-@_gradients.register_fake
 def _fake_gradients(
     dy: Tensor,
     x: Tensor,
@@ -284,6 +278,11 @@ def _fake_gradients(
         nothing.clone() if alpha is None or not need_alpha else alpha.new_empty(alpha.shape),
         nothing.clone() if beta is None or not need_beta else beta.new_empty(beta.shape),
     )
+
+
+_linear = operation("hadamard", _compute, _fake)
+_gradients = operation("hadamard_gradients", _compute_gradients, _fake_gradients)
+differentiate("hadamard", _differentiate, _keep)
 
 
 def _apply(
