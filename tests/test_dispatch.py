@@ -72,3 +72,18 @@ def test_triton_that_is_not_installed_says_so():
     result = run(hide + TRITON % ", backend='triton'")
     assert result.stdout.startswith("BackendError"), result.stderr
     assert "install walsh[triton]" in result.stdout
+
+
+def test_a_gpu_run_without_a_gpu_ends_in_one_line():
+    import os
+    from pathlib import Path
+
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": "0"}
+    root = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-m", "bench.gpu"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root)
+    assert result.returncode == 4, result.stderr
+    assert result.stdout == ""
+    assert result.stderr.splitlines() == [
+        "gpu: this machine has no GPU that PyTorch can use; `nox -s triton` needs none"
+    ]
