@@ -37,14 +37,17 @@ impl Gate {
     pub fn admin(&self) -> Answer<Principal> {
         let caller = Self::somebody()?;
         let listed = self.roles.get(&caller) == Some(&Role::Admin);
-        if listed || system::is_controller(&caller) { Ok(caller) } else { Err(Error::NotAuthorized { need: Role::Admin }) }
+        if listed || system::is_controller(&caller) {
+            Ok(caller)
+        } else {
+            Err(Error::NotAuthorized { need: Role::Admin })
+        }
     }
 
     /// The caller, who must be allowed to have sessions.
     pub fn user(&self) -> Answer<Principal> {
         let caller = Self::somebody()?;
-        let allowed =
-            self.access == Access::Open || self.roles.contains_key(&caller) || system::is_controller(&caller);
+        let allowed = self.access == Access::Open || self.roles.contains_key(&caller) || system::is_controller(&caller);
         if allowed { Ok(caller) } else { Err(Error::NotAuthorized { need: Role::User }) }
     }
 

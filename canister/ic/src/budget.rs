@@ -43,7 +43,7 @@ pub struct Rates {
 
 impl Default for Rates {
     fn default() -> Self {
-        Self { rates: [100.0, 10.0, 200.0, 4.0, 4.0, 4.0], spent: [0; KINDS.len()] }
+        Self { rates: [100.0, 10.0, 40.0, 4.0, 4.0, 4.0], spent: [0; KINDS.len()] }
     }
 }
 

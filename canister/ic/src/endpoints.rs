@@ -116,7 +116,8 @@ fn check_draw(canister: &mut Canister, caller: Principal, session: u64, tokens: 
     if tokens > 0 {
         canister.gate.check_quota(&caller, &canister.limits)?;
     }
-    Ok((tokens as usize).min(canister.gate.left_today(&caller, &canister.limits, system::today()) as usize))
+    let left = canister.gate.left_today(&caller, &canister.limits, system::today());
+    Ok(u64::from(tokens).min(left) as usize)
 }
 
 fn draw(session: u64, tokens: u32, budget: Option<u64>) -> Answer<Progress> {

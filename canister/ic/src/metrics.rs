@@ -63,7 +63,11 @@ pub fn metrics(canister: &Canister) -> Vec<Metric> {
         metric("tokens_read_total", "Tokens that passed all blocks.", tally.read as f64),
         metric("tokens_drawn_total", "Tokens that were drawn.", tally.drawn as f64),
         metric("steps_total", "Steps, each for a batch of sessions.", tally.steps as f64),
-        metric("step_members_total", "Sessions in those steps: divided by steps, the mean batch.", tally.members as f64),
+        metric(
+            "step_members_total",
+            "Sessions in those steps: divided by steps, the mean batch.",
+            tally.members as f64,
+        ),
         metric("background_messages_total", "Messages of the timer.", counts.background as f64),
         metric("cache_bytes", "Caches of all sessions.", health.cache_bytes as f64),
         metric("heap_bytes", "The heap.", health.heap_bytes as f64),

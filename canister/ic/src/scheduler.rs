@@ -163,7 +163,8 @@ impl Engine {
                 (Kind::Head, work)
             }
             Next::Draw => {
-                let work = (members * self.model.sample_cost()) as f64;
+                let cost = |chat: &&mut Chat| self.model.sample_cost_of(&chat.known.params.sampling());
+                let work = group.iter().map(cost).sum::<u64>() as f64;
                 if !budget.allows(Kind::Draw, work) {
                     return Outcome::NoBudget;
                 }
@@ -259,6 +260,14 @@ impl Cohort {
         self.members.clear();
     }
 
+    /// Drop members that are done; form the next cohort if none is left.
+    pub fn complete(&mut self, chats: &BTreeMap<u64, Chat>, vocabulary: usize, batch: usize) {
+        self.members.retain(|member| member.next(chats, vocabulary).is_some());
+        if self.members.is_empty() {
+            self.form(chats, vocabulary, batch);
+        }
+    }
+
     fn form(&mut self, chats: &BTreeMap<u64, Chat>, vocabulary: usize, batch: usize) {
         let after = chats.range(self.last.saturating_add(1)..);
         let before = chats.range(..=self.last);
@@ -284,11 +293,10 @@ impl Cohort {
     ) {
         let vocabulary = engine.vocabulary();
         loop {
-            self.members.retain(|member| member.next(chats, vocabulary).is_some());
-            if self.members.is_empty() {
-                self.form(chats, vocabulary, batch);
-            }
-            let Some(next) = self.members.iter().filter_map(|member| member.next(chats, vocabulary)).min() else { break };
+            self.complete(chats, vocabulary, batch);
+            let Some(next) = self.members.iter().filter_map(|member| member.next(chats, vocabulary)).min() else {
+                break;
+            };
             let here: Vec<u64> = self
                 .members
                 .iter()

@@ -72,7 +72,8 @@ impl Params {
         Ok(params)
     }
 
-    fn sampling(&self) -> Sampling {
+    /// As the engine takes them.
+    pub fn sampling(&self) -> Sampling {
         Sampling {
             temperature: self.temperature,
             top_k: self.top_k as usize,

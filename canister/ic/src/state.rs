@@ -174,6 +174,10 @@ impl Canister {
     fn give_up(&mut self) {
         let error = Error::Trapped { times: self.strikes - 1 };
         self.strikes = 1;
+        if let Some((engine, _)) = &self.engine {
+            // A message that trapped in its first steps took back the cohort that it had formed: form it again.
+            self.cohort.complete(&self.chats, engine.vocabulary(), self.limits.batch as usize);
+        }
         for id in self.cohort.sessions() {
             if let Some(chat) = self.chats.get_mut(&id) {
                 chat.forget();

@@ -122,7 +122,16 @@ pub fn report(upload: Option<&Upstream>, hashing: &Hashing, instructions: u64) -
     };
     let Some(upload) = upload else {
         let (sha256, missing) = (ByteBuf::new(), Vec::new());
-        return Upload { phase, size: 0, sha256, chunk_bytes: CHUNK as u32, chunks: 0, received: 0, missing, instructions };
+        return Upload {
+            phase,
+            size: 0,
+            sha256,
+            chunk_bytes: CHUNK as u32,
+            chunks: 0,
+            received: 0,
+            missing,
+            instructions,
+        };
     };
     let chunks = upload.chunks();
     Upload {

@@ -17,6 +17,7 @@ from walsh.errors import BackendError
 from walsh.suite.backend import Backend
 
 BUILTIN: dict[str, str] = {
+    "canister": "walsh.suite.backends.canister:CanisterBackend",
     "reference": "walsh.suite.backends.reference:ReferenceBackend",
     "torch": "walsh.suite.backends.torch:TorchBackend",
     "triton": "walsh.suite.backends.triton:TritonBackend",
