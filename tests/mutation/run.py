@@ -44,7 +44,7 @@ KEYWORDS = {
 
 TARGETS = {
     **{
-        f"walsh/reference/{op}.py": f"{VECTORS} --op {op} && {PYTEST} tests/test_reference.py -k {KEYWORDS.get(op, op)}"
+        f"walsh/reference/{op}.py": f"{VECTORS} --op {op} && {PYTEST} tests/test_reference.py -k '{KEYWORDS.get(op, op)}'"
         for op in ("ternary", "activations", "hadamard", "head_mixer", "rms_norm", "rope", "attention", "swiglu",
                    "embedding", "cross_entropy", "bitmask", "kv_cache")
     },

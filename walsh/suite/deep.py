@@ -280,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise BackendError("deep runs need the tests, which only a checkout has; clone the repository")
     out = given.output.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    index, failed = load_index(out), []
+    failed = []
     for part in parts():
         if given.part and part.name not in given.part:
             continue
@@ -289,8 +289,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         print(f"{part.name}: {part.what} ...", flush=True)
         row = run_part(part, out, given.jobs)
-        index[part.name] = row | ({"note": given.note} if given.note else {})
-        store(out, index)
+        # Read again: another part may have been run meanwhile.
+        store(out, load_index(out) | {part.name: row | ({"note": given.note} if given.note else {})})
         print(f"{part.name}: exit {row['exit']}, {row['totals']}, {row['seconds']} s", flush=True)
         failed += [part.name] if row["exit"] else []
     return 1 if failed else 0
