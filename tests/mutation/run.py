@@ -34,7 +34,7 @@ FLOOR = 0.75
 PYTEST = f"{sys.executable} -m pytest -x -q -p no:cacheprovider"
 VECTORS = f"{sys.executable} -m walsh conformance --backend reference --max-failures 0"
 
-KEYWORDS = {
+NAMED = {
     "cross_entropy": "entropy",
     "kv_cache": "cache",
     "activations": "quantize",
@@ -44,7 +44,7 @@ KEYWORDS = {
 
 TARGETS = {
     **{
-        f"walsh/reference/{op}.py": f"{VECTORS} --op {op} && {PYTEST} tests/test_reference.py -k '{KEYWORDS.get(op, op)}'"
+        f"walsh/reference/{op}.py": f"{VECTORS} --op {op} && {PYTEST} tests/test_reference.py -k '{NAMED.get(op, op)}'"
         for op in ("ternary", "activations", "hadamard", "head_mixer", "rms_norm", "rope", "attention", "swiglu",
                    "embedding", "cross_entropy", "bitmask", "kv_cache")
     },
