@@ -7,6 +7,7 @@ Without nox on the machine, ``python3 noxfile.py -s conformance`` does the same:
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,14 @@ def wasm(session: nox.Session) -> None:
     install(session, "wasm", "test")
     session.run("python", "-m", "walsh.engine.build", "--check")
     session.run("walsh", "conformance", "--backend", "wasm", *session.posargs)
+    if shutil.which("cargo") is None:
+        session.log("skipped: the engine's own tests need cargo, which is not here")
+        return
+    with session.chdir("canister"):
+        session.run("cargo", "fmt", "-p", "walsh-engine", "--check", external=True)
+        lints = ("--all-targets", "--", "-D", "warnings")
+        session.run("cargo", "clippy", "--locked", "-p", "walsh-engine", *lints, external=True)
+        session.run("cargo", "test", "--locked", "-p", "walsh-engine", external=True)
 
 
 @nox.session
@@ -124,6 +133,21 @@ def vectors(session: nox.Session) -> None:
     """Write the golden vectors anew from the references; after a change of the definition only."""
     install(session)
     session.run("walsh", "conformance", "generate", *session.posargs)
+
+
+@nox.session
+def deep(session: nox.Session) -> None:
+    """How strong the suite is, at full numbers, kept in ``reports/deep``; hours. ``-- --part NAME`` for one part."""
+    install(session, "hf,ic,report,train,triton", "test", "mutation")
+    session.run("python", "-m", "walsh.suite.deep", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Draw shapes and values until two backends disagree, and shrink what was found to a vector."""
+    install(session, "torch,wasm")
+    chosen = session.posargs or ["--seconds", "60", "--backend", "reference", "--backend", "torch"]
+    session.run("walsh", "conformance", "fuzz", *chosen)
 
 
 @nox.session
@@ -159,8 +183,8 @@ def lock(session: nox.Session) -> None:
     """Resolve constraints.txt anew from pyproject.toml."""
     session.run(
         "uv", "pip", "compile", "--universal", "--python-version=3.11", "--upgrade", "--no-header", "--no-annotate",
-        "--no-emit-index-url", "--no-emit-find-links", "--all-extras", "--group=test", "--group=lint", "pyproject.toml",
-        "--output-file=constraints.txt", external=True,
+        "--no-emit-index-url", "--no-emit-find-links", "--all-extras", "--group=test", "--group=lint", "--group=mutation",
+        "pyproject.toml", "--output-file=constraints.txt", external=True,
     )  # fmt: skip  # options read best as a command line
 
 
