@@ -11,20 +11,11 @@ from click.testing import CliRunner
 
 from walsh.errors import FormatError, ParameterError, WalshError
 from walsh.ic.cli import ic
-from walsh.ic.cost import (
-    SAMPLING,
-    Layer,
-    Report,
-    Token,
-    choose_contexts,
-    fit_points,
-    install_model,
-    measure,
-    open_canister,
-    read_model,
-)
+from walsh.ic.cost import Report, measure
 from walsh.ic.costs import default_costs
 from walsh.ic.display import parts_of
+from walsh.ic.parts import Layer, Token, choose_contexts, fit_points
+from walsh.ic.recording import SAMPLING, install_model, open_canister, read_model
 from walsh.ic.scenarios import MOST, send
 
 MODULE = pytest.importorskip("walsh.ic.canister.module").MODULE

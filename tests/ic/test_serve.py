@@ -23,9 +23,9 @@ from walsh.ic.canister.client import interface
 from walsh.ic.canister.module import MODULE
 from walsh.ic.chat import Chat
 from walsh.ic.cli import ic
-from walsh.ic.cost import install_model, open_canister
 from walsh.ic.errors import CandidError, RejectError
 from walsh.ic.receipt import compare, obtain, on_server, predict
+from walsh.ic.recording import install_model, open_canister
 from walsh.ic.replica import ANONYMOUS, MANAGEMENT, Replica, to_text, user_id
 from walsh.ic.replica.principal import canister_id
 from walsh.ic.serve import Server, principal_of

@@ -11,7 +11,7 @@ from typing import Any
 
 from walsh.errors import ParameterError
 from walsh.ic.canister.client import Client
-from walsh.ic.cost import rounds_of
+from walsh.ic.recording import rounds_of
 
 CHUNK = 16
 """New tokens of a message: text appears piece by piece, and pages are shared by this many tokens."""

@@ -138,8 +138,9 @@ def cost(model: Path, contexts: tuple[int, ...], tokens: int | None, split: bool
     Instructions per token by part and by context, tokens per update, cycles and dollars, seconds on chain, uploading
     and loading, memory. Nothing leaves this machine.
     """
-    from walsh.ic.cost import measure, read_model
+    from walsh.ic.cost import measure
     from walsh.ic.display import show_report
+    from walsh.ic.recording import read_model
 
     report = measure(read_model(model), contexts, tokens, split, (lambda _: None) if quiet else _say)
     if as_json:
@@ -150,7 +151,7 @@ def cost(model: Path, contexts: tuple[int, ...], tokens: int | None, split: bool
 
 def _canister_of(model: Path, quiet: bool = False) -> Any:
     """The canister in miniature with a model in it."""
-    from walsh.ic.cost import install_model, open_canister, read_model
+    from walsh.ic.recording import install_model, open_canister, read_model
 
     content = read_model(model)
     if not quiet:
@@ -255,10 +256,10 @@ def receipt(model: Path, as_json: bool) -> int:
 
     POCKET_IC_BIN names the server's program. Exit code 0: equal; 1: some differ; 4: there is no server.
     """
-    from walsh.ic.cost import read_model
     from walsh.ic.display import show_receipt
     from walsh.ic.pocketic import find_server
     from walsh.ic.receipt import obtain
+    from walsh.ic.recording import read_model
 
     find_server()
     lines = obtain(read_model(model))

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from walsh.ic.cost import MARGIN, Layer, Messages, Report, Token
+from walsh.ic.cost import MARGIN, Report
 from walsh.ic.costs import default_costs
+from walsh.ic.parts import Layer, Token
 from walsh.ic.receipt import Line
+from walsh.ic.recording import Messages
 
 
 def _table(title: str, *columns: str) -> Table:
