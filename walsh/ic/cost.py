@@ -87,7 +87,7 @@ def _generate(client: Client, context: int, drawn: int, vocabulary: int) -> Mess
         nonlocal found
         found = len(send(client, "generate", session, drawn, [MOST])["tokens"])
 
-    messages = record(client, f"{drawn} tokens in one message", run)
+    messages = record(client, f"of {drawn} tokens", run)
     if found != drawn:
         raise ParameterError(f"{drawn} tokens at context {context}: {found} fit one message; ask for fewer")
     client.call("end", session)

@@ -51,11 +51,11 @@ def _token(token: Token) -> Table:
 
 
 def _messages(title: str, rows: Sequence[Messages]) -> Table:
-    table = _table(title, "", "messages", "instructions", "code", "system", "pages", "cycles", "USD", "seconds")
+    table = _table(title, "messages", "instructions", "for pages", "cycles", "USD", "s")
     for row in rows:
         usd = default_costs().prices.usd(row.cycles)
-        counts = (row.messages, row.instructions, row.code, row.system, row.pages, row.cycles)
-        table.add_row(row.name, *(f"{count:,}" for count in counts), f"{usd:.6f}", f"{row.rounds}")
+        counts = (f"{count:,}" for count in (row.instructions, row.pages, row.cycles))
+        table.add_row(f"{row.messages} {row.name}", *counts, f"{usd:.6f}", f"{row.rounds}")
     return table
 
 
@@ -68,20 +68,21 @@ def show_report(report: Report, console: Console) -> None:
     if report.tokens:
         middle = min(report.tokens, key=lambda token: abs(token.context - report.context))
         console.print(_token(middle), "")
-        table = _table("by context (fit: a line through the first and the last)", "context", "measured", "fit", "off")
+        table = _table("by context, and a line", "context", "measured", "fit", "off")
         for point in report.points:
             off = f"{point.fit / point.measured - 1:+.2%}"
             table.add_row(str(point.context), f"{point.measured:,}", f"{point.fit:,}", off)
         console.print(table, "")
     generating = (report.one, report.generation)
-    console.print(_messages(f"generating at context {report.context}, all included", generating), "")
+    console.print(_messages(f"generating at context {report.context}", generating), "")
     console.print(_messages("uploading and loading", report.installing), "")
     each = report.generation.instructions // report.drawn
     table = _table("in short", "", "")
+    table.show_header = False
     limit = default_costs().limits.update_instructions
     table.add_row("instructions per token, everything included", f"{each:,}")
     table.add_row("of a further token, and of the message itself", f"{report.marginal:,} + {report.fixed:,}")
-    table.add_row(f"tokens per update of {limit:,}, {MARGIN:.0%} kept free", f"{report.tokens_per_update:,}")
+    table.add_row(f"tokens per update of {limit:.0e}, {MARGIN:.0%} kept free", f"{report.tokens_per_update:,}")
     table.add_row(f"cycles per million tokens, {report.drawn} a message", f"{report.cycles_per_million:,}")
     table.add_row(f"USD per million tokens (prices of {report.version})", f"{report.usd_per_million:.4f}")
     table.add_row("seconds per token on chain, a slice a second", f"{report.seconds_per_token:.4f}")
