@@ -108,7 +108,7 @@ def _load_draws() -> Any:
     try:
         from walsh.suite.fuzz.draws import DRAWS
     except ImportError as error:
-        raise BackendError(f"fuzzing needs hypothesis ({error}); pip install 'walsh[fuzz]'") from None
+        raise BackendError(f"fuzzing needs hypothesis ({error}); pip install hypothesis") from None
     return DRAWS
 
 
