@@ -183,8 +183,8 @@ def lock(session: nox.Session) -> None:
     """Resolve constraints.txt anew from pyproject.toml."""
     session.run(
         "uv", "pip", "compile", "--universal", "--python-version=3.11", "--upgrade", "--no-header", "--no-annotate",
-        "--no-emit-index-url", "--no-emit-find-links", "--all-extras", "--group=test", "--group=lint", "--group=mutation",
-        "pyproject.toml", "--output-file=constraints.txt", external=True,
+        "--no-emit-index-url", "--no-emit-find-links", "--all-extras", "--group=test", "--group=lint",
+        "--group=mutation", "pyproject.toml", "--output-file=constraints.txt", external=True,
     )  # fmt: skip  # options read best as a command line
 
 
