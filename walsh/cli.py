@@ -36,7 +36,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "convert": ("walsh.commands.convert:convert", "train", "Change a model's format."),
     "bench": ("walsh.commands.bench:bench", "torch", "Time kernels and jobs against honest baselines."),
     "report": ("walsh.commands.report:report", "report", "Make pages from stored measurements."),
-    "ic": ("walsh.ic.cli:ic", "ic", "Count Internet Computer instructions."),
+    "ic": ("walsh.ic.cli:ic", "ic", "Count instructions of the Internet Computer; cost, serve and chat with models."),
 }
 """Name: where it is, the extra that it needs, what it does."""
 
