@@ -44,7 +44,7 @@ nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_missing_interpreters = True
-nox.options.sessions = ["lint", "conformance", "wasm", "tests"]
+nox.options.sessions = ["lint", "conformance", "wasm", "triton", "compile", "mutants", "tests"]
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """Parallel test processes share the cores; a pool of threads in each would only fight over them."""
@@ -107,18 +107,25 @@ def compile_kernels(session: nox.Session) -> None:
 
 @nox.session
 def wasm(session: nox.Session) -> None:
-    """Build the engine from its Rust sources where a toolchain is found, and hold the module to the vectors."""
-    install(session, "wasm", "test")
+    """Engine and canister: built again where a toolchain is found, held to the vectors, and their own tests."""
+    install(session, "ic,wasm", "test")
     session.run("python", "-m", "walsh.engine.build", "--check")
     session.run("walsh", "conformance", "--backend", "wasm", *session.posargs)
-    if shutil.which("cargo") is None:
-        session.log("skipped: the engine's own tests need cargo, which is not here")
+    session.run("walsh", "conformance", "--backend", "canister", "--op", "forward")
+    rust(session, "canister", "fmt", "-p", "walsh-engine", "--check")
+    rust(session, "canister/ic", "fmt", "--check")
+    rust(session, "canister", "clippy", "--locked", "-p", "walsh-engine", "--all-targets", "--", "-D", "warnings")
+    rust(session, "canister", "test", "--locked", "-p", "walsh-engine")
+
+
+def rust(session: nox.Session, folder: str, command: str, *arguments: str) -> None:
+    """Run a cargo command where cargo has it; elsewhere say that it was skipped."""
+    found = shutil.which("cargo") and subprocess.run(["cargo", command, "--help"], capture_output=True).returncode == 0
+    if not found:
+        session.log(f"skipped: cargo {command} is not on this machine")
         return
-    with session.chdir("canister"):
-        session.run("cargo", "fmt", "-p", "walsh-engine", "--check", external=True)
-        lints = ("--all-targets", "--", "-D", "warnings")
-        session.run("cargo", "clippy", "--locked", "-p", "walsh-engine", *lints, external=True)
-        session.run("cargo", "test", "--locked", "-p", "walsh-engine", external=True)
+    with session.chdir(folder):
+        session.run("cargo", command, *arguments, external=True)
 
 
 @nox.session
