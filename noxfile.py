@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -130,9 +131,12 @@ def rust(session: nox.Session, folder: str, command: str, *arguments: str) -> No
 
 @nox.session
 def mutants(session: nox.Session) -> None:
-    """Seeded bugs that the vectors must catch: a sample; all of them with ``nox -s mutants -- --matrix``."""
+    """Seeded bugs that the vectors must catch: of the ops that changed since $WALSH_BASE, and some of the rest."""
     install(session, "torch")
-    session.run("walsh", "mutants", "--jobs", "2", *(session.posargs or ["--sample", "40"]))
+    base = os.environ.get("WALSH_BASE", "HEAD~1")
+    chosen = ["--backend", "reference", "--backend", "torch", "--changed-since", base, "--sample", "16"]
+    chosen += ["--at-most", "80", "--seed", time.strftime("%Y-%m-%d", time.gmtime())]
+    session.run("walsh", "mutants", "--jobs", "2", *(session.posargs or chosen))
 
 
 @nox.session

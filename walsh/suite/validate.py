@@ -29,8 +29,6 @@ from walsh.suite.vectors import Case, ExpectedError, decode_params
 LARGE = 1 << 20
 """Bytes of the large request."""
 
-_GRACE = 5.0
-
 
 @dataclass(frozen=True)
 class Step:
@@ -194,11 +192,13 @@ class Validation:
         started = time.monotonic()
         message = json.dumps({"message": "close"}) + "\n"
         try:
-            process.communicate(message.encode("ascii"), timeout=min(_GRACE, self._timeout))
+            process.communicate(message.encode("ascii"), timeout=self._timeout)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-            raise _Asked("fail", f"still running {_GRACE:g} s after close: end the loop on that message") from None
+            raise _Asked(
+                "fail", f"still running {self._timeout:g} s after close: end the loop on that message"
+            ) from None
         if process.returncode:
             raise _Asked("fail", f"ended with exit code {process.returncode}, expected 0")
         return f"exit code 0 after {time.monotonic() - started:.2f} s"
