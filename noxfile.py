@@ -51,6 +51,9 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """Parallel test processes share the cores; a pool of threads in each would only fight over them."""
 
 
+TRITON_TESTS = ("tests/test_triton.py", "tests/test_triton_ops.py", "tests/test_dispatch.py")
+
+
 def install(session: nox.Session, extras: str = "", *groups: str) -> None:
     """Install the project, editable, with these extras and dependency groups, at the versions of constraints.txt."""
     target = f".[{extras}]" if extras else "."
@@ -87,16 +90,14 @@ def triton(session: nox.Session) -> None:
     install(session, "triton", "test")
     interpreted = {**ONE_THREAD, "TRITON_INTERPRET": "1"}
     session.run("walsh", "conformance", "--backend", "triton", "--jobs", "0", env=interpreted)
-    session.run("pytest", "--numprocesses=auto", "tests/test_triton.py", "tests/test_dispatch.py", env=interpreted)
+    session.run("pytest", "--numprocesses=auto", *TRITON_TESTS, env=interpreted)
 
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """The golden vectors on the compiled kernels of this machine's own GPU."""
-    install(session, "triton")
-    session.run(
-        "walsh", "conformance", "--backend", "torch", "--backend", "triton", "--device", "cuda", *session.posargs
-    )
+    """This machine's own GPU: vectors on compiled kernels, sanitizers, timings; kept in ``reports/gpu``."""
+    install(session, "ic,report,train,triton")
+    session.run("python", "-m", "bench.gpu", *session.posargs)
 
 
 @nox.session(name="compile")

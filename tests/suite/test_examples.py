@@ -159,7 +159,7 @@ def test_a_registered_backend_is_found_by_its_name(tmp_path):
     assert "CONFORMING  my-kernels" in output
     code, output = run(command, tmp_path)
     assert code == 4
-    assert "expected reference, torch" in output
+    assert "expected canister, reference, torch, triton, wasm" in output
     code, output = run("walsh conformance --backend my-kernel --op rms_norm", tmp_path, PYTHONPATH=str(site))
     assert code == 4
     assert "my-kernels" in output

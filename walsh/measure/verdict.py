@@ -77,10 +77,11 @@ def judge_report(report: Report, backend: str, manifest: str, commit: str | None
 
 
 def _judge_cases(report: Report, backend: str) -> Verdict:
-    mine = [line for line in report.cases if line["backend"] == backend]
+    # On a GPU a backend reports as NAME-cuda.
+    mine = [line for line in report.cases if line["backend"].removesuffix("-cuda") == backend]
     counts = Counter(line["outcome"] for line in mine)
     bad = {name: counts[name] for name in ("fail", "error", "xpass") if counts[name]}
-    problems = [text for text in report.footer["problems"] if text.startswith(f"{backend}:")]
+    problems = [text for text in report.footer["problems"] if text.startswith((f"{backend}:", f"{backend}-cuda:"))]
     if not counts["pass"] or bad or problems:
         what = ", ".join(f"{count} {name}" for name, count in bad.items()) or "; ".join(problems) or "nothing passed"
         example = next((line["case"] for line in mine if line["outcome"] in bad), None)
