@@ -19,7 +19,8 @@ from walsh.reporting.frame import to_frame
 from walsh.reporting.inputs import read_material
 from walsh.reporting.readme import refresh
 
-ORDER = ["Verdict", "What changed", "Parity matrix", "Speed-ups", "Limits of the machine", "Instructions per token",
+ORDER = ["Verdict", "What changed", "Parity matrix", "Speed-ups", "Training step over width",
+         "Limits of the machine", "Instructions per token",
          "Tokens per second and size", "Sizes", "Loss", "Kill matrix", "Where the baseline wins", "Published figures",
          "Rows", "Not measured", "Provenance", "How to reproduce"]  # fmt: skip  # one list, not a column
 
