@@ -9,9 +9,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from walsh import reference
 from walsh.measure.case import Absent, Case, Inputs, Provider, Setting
 from walsh.measure.checks import share
 from walsh.measure.engine import BACKEND, open_session, pack_model, without_engine
@@ -57,6 +59,21 @@ def check_token(model: Model, prompt: Tensor, bits: int | None) -> Any:
     return check
 
 
+def check_strict(model: Model, prompt: Tensor) -> Any:
+    """The same of strict arithmetic, to the bit; the definition reads the prompt once and keeps its cache."""
+    past, head_dim = prompt.shape[1], model.n_embd // model.n_head
+    caches = [reference.strict.Int8KVCache(1, past + 1, model.n_head, head_dim) for _ in range(model.n_layer)]
+    reference.strict.forward(prompt.cpu().numpy(), model.exported, model.config, caches)
+
+    def check(inputs: Inputs, output: Tensor, _: int) -> float:
+        for cache in caches:
+            cache.truncate(np.array([past]))
+        expected = reference.strict.forward(inputs["ids"].cpu().numpy(), model.exported, model.config, caches)
+        return 0.0 if np.array_equal(output[0, -1].numpy(), expected[0, -1]) else float("inf")
+
+    return check
+
+
 def own_provider(package: Any, model: Model, prompt: Tensor) -> Provider:
     past, head_dim = prompt.shape[1], model.n_embd // model.n_head
     make = package.module.KVCache
@@ -94,6 +111,7 @@ def engine_provider(model: Model, prompt: Tensor) -> Provider:
         run,
         BACKEND,
         replace(model.work(1, dense=False, bits=2, head_bytes=1), peak="wasm"),
+        check=check_strict(model, prompt),
         model_bytes=len(pack_model(model)),
     )
 
