@@ -113,7 +113,9 @@ def run_conformance(backends: Iterable[str], device: str | None, target: Path) -
             deviations = load_deviations(suite.root, name, [case.name for case in suite.cases])
             runs.append(run_backend(backend, suite.cases, policy, deviations))
     code = combine_exits(run.exit_code for run in runs)
-    first = header(suite, policy, [Path(sys.argv[0]).name, *sys.argv[1:]], [run.description for run in runs], len(suite.cases))
+    first = header(
+        suite, policy, [Path(sys.argv[0]).name, *sys.argv[1:]], [run.description for run in runs], len(suite.cases)
+    )
     seconds = time.perf_counter() - started
     write_report(target, first, runs, footer(runs, code, seconds))
     return read_report(target, suite.digest, partial=True)
