@@ -121,7 +121,8 @@ def stored(tmp_path: Path) -> Path:
     (root / "training" / "tiny").mkdir(parents=True)
     write_run(root / "cpu" / "rows.jsonl", make_run(usual_rows(), counts=COUNTS))
     write_run(root / "cpu" / "previous.jsonl", make_run(usual_rows(2.8), "2026-01-01T03:04:05+00:00", COUNTS[:1]))
-    (root / "kill_matrix.json").write_text(
+    (root / "deep").mkdir()
+    (root / "deep" / "kill-matrix.json").write_text(
         json.dumps({"killed": 1, "mutants": [{"op": "rope", "backend": "torch", "status": "killed"}]}), encoding="utf-8"
     )
     (root / "training" / "tiny" / "metrics.jsonl").write_text(

@@ -131,7 +131,7 @@ def _parity_cell(counts: Counter[str] | None) -> Cell:
 def kill_matrix(material: Material) -> Section:
     """Seeded bugs by op, and how many the vectors kill."""
     if material.kills is None:
-        return Section("kills", "Kill matrix", (missing("the kill matrix", "walsh mutants --json FILE"),))
+        return Section("kills", "Kill matrix", (missing("the kill matrix", "nox -s deep -- --part mutants"),))
     kills = material.kills
     groups: dict[tuple[str, str], Counter[str]] = {}
     for mutant in kills["mutants"]:

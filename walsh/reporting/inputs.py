@@ -3,7 +3,7 @@
 reports/<machine>/rows.jsonl           a run of ``walsh bench``
 reports/<machine>/previous.jsonl       the run before it (optional)
 reports/<machine>/conformance.jsonl    of ``walsh conformance`` (optional)
-reports/kill_matrix.json               of ``walsh mutants`` (optional)
+reports/deep/kill-matrix.json          of ``walsh mutants``, kept by deep runs (optional)
 reports/training/<name>/metrics.jsonl  of ``walsh train`` (optional)
 """
 
@@ -68,7 +68,7 @@ def read_material(root: Path) -> Material:
     stored = tuple(read_stored(path.parent) for path in sorted(root.glob("*/rows.jsonl")))
     if not stored:
         raise FormatError(f"{root.name}: holds no */rows.jsonl; `walsh bench --store NAME` makes one")
-    kills = root / "kill_matrix.json"
+    kills = root / "deep" / "kill-matrix.json"
     training = {}
     for path in sorted(root.glob("training/*/metrics.jsonl")):
         training[path.parent.name] = tuple(json.loads(line) for line in path.read_text("utf-8").splitlines())
