@@ -154,22 +154,31 @@ class LoadsTheSuite(Cheat):
 
 
 class WorksLater(Cheat):
-    """Returns at once and lets a thread do the work when the clock has stopped."""
+    """Returns at once and lets a thread do the work when the clock has stopped.
+
+    The thread waits for `release`, not for a time, so that a loaded machine cannot let it win the race.
+    """
 
     def __init__(self):
-        self.threads = []
+        self.pending = []
 
     def run(self, op, params, inputs, out):
         if inputs["x"].shape[-1] != 2:
             raise ValueError("expected two numbers")
-        copy = {"x": inputs["x"].copy()}
-        thread = threading.Thread(target=lambda: (time.sleep(0.002), self.answer(copy, out)))
+        copy, released = {"x": inputs["x"].copy()}, threading.Event()
+        thread = threading.Thread(target=lambda: (released.wait(), self.answer(copy, out)))
         thread.start()
-        self.threads.append(thread)
+        self.pending.append((released, thread))
+
+    def release(self):
+        """Let the work that is left be done, and wait for it."""
+        for released, thread in self.pending:
+            released.set()
+            thread.join()
+        self.pending.clear()
 
     def close(self):
-        for thread in self.threads:
-            thread.join()
+        self.release()
 
 
 class FinishesLater(WorksLater):

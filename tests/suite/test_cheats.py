@@ -36,8 +36,8 @@ MESSAGES = {
     "SearchesTheHeap": "the backend looked through the interpreter's objects (gc.get_objects) while it ran",
     "ReadsTheVectors": "the backend opened exact.json, a file of the suite, while it ran",
     "LoadsTheSuite": "the backend opened",
-    "WorksLater": ("never wrote element", "y was still written after the backend had returned"),
-    "FinishesLater": ("elements of y differ", "y was still written after the backend had returned"),
+    "WorksLater": "never wrote element [0, 0] of y (6 of 6)",
+    "FinishesLater": "elements of y differ",
     "StopsTheClock": "the backend replaced time.perf_counter while it ran",
     "BribesTheJudge": "the backend replaced walsh.suite.runner.compare while it ran",
     "RewritesTheJudge": "the backend replaced the code of walsh.suite.comparer.compare while it ran",
@@ -69,9 +69,7 @@ def test_a_cheat_fails(name, cases, toys, small, monkeypatch):
     found = run_backend(cheat, cases, toys.policy)
     cheat.close()
     assert {outcome.outcome for outcome in found.outcomes} == {"fail"}, [o.message for o in found.outcomes]
-    expected = MESSAGES[name]
-    alternatives = (expected,) if isinstance(expected, str) else expected
-    assert any(message in found.outcomes[0].message for message in alternatives), found.outcomes[0].message
+    assert MESSAGES[name] in found.outcomes[0].message
     assert found.exit_code == Exit.FAILURE
 
 
@@ -89,11 +87,10 @@ def test_what_was_exchanged_is_put_back(cases, toys):
 
 def test_late_work_is_seen_even_if_it_is_right_in_the_end(cases, toys):
     class SlowJudge(cheats.FinishesLater):
-        """Joins its threads between the runs, so that every output is right when it is judged."""
+        """Lets its threads finish between the runs, so that every output is right when it is judged."""
 
         def run(self, op, params, inputs, out):
-            for thread in self.threads:
-                thread.join()
+            self.release()
             super().run(op, params, inputs, out)
 
     backend = SlowJudge()
