@@ -100,7 +100,7 @@ def test_it_learns_evaluates_and_samples(dataset: Dataset, tmp_path: Path) -> No
     assert outcome.evaluation.tokens == len(dataset.validation) - 1
     records = read_metrics(tmp_path / "metrics.jsonl")
     samples = [record["text"] for record in records if record["kind"] == "sample"]
-    assert len(samples) == 2
+    assert len(samples) == 3
     assert all(text.startswith("The ") for text in samples)
     assert [r["step"] for r in records if r["kind"] == "evaluation"] == [20, 40, 60]
     assert {path.name for path in tmp_path.iterdir()} == {"best", "checkpoint", "metrics.jsonl", "loss.png"}

@@ -15,6 +15,7 @@ from tests.training.conftest import ALONE, TINY, tiny_config
 from walsh.data import ByteTokenizer, Dataset, load_dataset
 from walsh.errors import DataError, FormatError, ParameterError
 from walsh.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from walsh.model.text import find_checkpoint
 from walsh.model.transformer import Walsh
 from walsh.training.batches import bytes_per_token, evaluation_batches, training_batch
 from walsh.training.config import ScheduleConfig, load_config
@@ -195,6 +196,28 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypat
     assert load_checkpoint(folder).state == {"step": 2}
 
 
+def test_a_process_that_dies_between_two_renames_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run" / "checkpoint"
+    save_checkpoint(folder, Checkpoint({"a": torch.zeros(2)}, {}, {}, state={"step": 1}))
+    rename = Path.rename
+
+    def dying(self: Path, target: Path) -> Path:
+        if target == folder:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    second = Checkpoint({"a": torch.ones(2)}, {}, {}, state={"step": 2})
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", dying)
+        with pytest.raises(KeyboardInterrupt):
+            save_checkpoint(folder, second)
+    assert not folder.exists()
+    assert load_checkpoint(folder).state == load_checkpoint(find_checkpoint(folder.parent)).state == {"step": 1}
+    save_checkpoint(folder, second)
+    assert load_checkpoint(folder).state == {"step": 2}
+    assert [path.name for path in folder.parent.iterdir()] == ["checkpoint"]
+
+
 def test_missing_data_is_an_error_and_never_zeros(tmp_path: Path, dataset: Dataset) -> None:
     # Item 11, second half: missing data that trains on zeros.
     with pytest.raises(DataError, match="walsh data prepare"):
@@ -217,6 +240,15 @@ def test_metrics_survive_a_crash_and_drop_what_is_repeated(tmp_path: Path) -> No
     assert read_metrics(path)[-1]["loss"] is None
     Metrics(tmp_path, 2, tensorboard=False).close()
     assert [r["step"] for r in read_metrics(path)] == [0, 1]
+    again = Metrics(tmp_path, 2, tensorboard=False)
+    again.add("evaluation", 2, loss=1.5, bits_per_byte=2.0)
+    again.add("step", 2, loss=1.0, learning_rate=0.1)
+    again.close()
+    # What was seen after two steps stays, step 2 itself is done again; a finished run evaluates again, too.
+    Metrics(tmp_path, 2, tensorboard=False).close()
+    assert [(r["kind"], r["step"]) for r in read_metrics(path)] == [("step", 0), ("step", 1), ("evaluation", 2)]
+    Metrics(tmp_path, 2, tensorboard=False, repeated=True).close()
+    assert [(r["kind"], r["step"]) for r in read_metrics(path)] == [("step", 0), ("step", 1)]
     path.write_text('nonsense\n{"kind": "step", "step": 1}\n', encoding="utf-8")
     with pytest.raises(FormatError, match="line 1"):
         read_metrics(path)

@@ -9,18 +9,25 @@ from rich.console import Console
 
 from walsh.errors import ParameterError
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+PACKAGE = Path(__file__).resolve().parents[1]
+
+CONFIGS = (Path("configs"), PACKAGE / "_configs", PACKAGE.parent / "configs")
+"""Where names are looked up: here, in the wheel, in a clone."""
 
 
 def find_config(name: str) -> Path:
-    """A configuration by path, or by its name in ``configs/``."""
+    """A configuration by path, or by its name in ``configs/``.
+
+    Raises:
+        ParameterError: there is none of this name; names those that are known.
+    """
     path = Path(name)
-    if path.exists() or path.suffix:
+    if path.is_file() or path.suffix:
         return path
-    for folder in (Path("configs"), CONFIGS):
+    for folder in CONFIGS:
         if (folder / f"{name}.toml").exists():
             return folder / f"{name}.toml"
-    known = sorted({found.stem for folder in (Path("configs"), CONFIGS) for found in folder.glob("*.toml")})
+    known = sorted({found.stem for folder in CONFIGS for found in folder.glob("*.toml")})
     raise ParameterError(f"configuration {name!r}: no such file; known by name: {', '.join(known) or 'none'}")
 
 

@@ -5,6 +5,8 @@
     checkpoint.json         format version, configurations, tokenizer, step, best loss, scaler, sha256 of both files
 
 Nothing is unpickled. A new checkpoint is written beside the old one, which is removed only when the new one is whole.
+Folders cannot be exchanged in one step, so a process that dies between two renames leaves the old one under another
+name, where it is still found (:func:`present`).
 """
 
 from __future__ import annotations
@@ -50,8 +52,12 @@ class Checkpoint:
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint; an interruption leaves the previous one."""
     folder.parent.mkdir(parents=True, exist_ok=True)
+    if (there := present(folder)) != folder:
+        there.rename(folder)
+    for ending in ("partial", "old"):  # of processes that were killed: a run has one writer
+        for left in folder.parent.glob(f".{folder.name}.*.{ending}"):
+            shutil.rmtree(left, ignore_errors=True)
     partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     for name, tensors in zip(_FILES, (checkpoint.weights, checkpoint.optimizer), strict=True):
         plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
@@ -72,6 +78,13 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def present(folder: Path) -> Path:
+    """Where the checkpoint of this name is: there, or where a process that died while it saved had put it."""
+    if folder.exists():
+        return folder
+    return next(folder.parent.glob(f".{folder.name}.*.old"), folder)
+
+
 def load_checkpoint(folder: Path, optimizer: bool = True) -> Checkpoint:
     """Read and verify a checkpoint.
 
@@ -83,6 +96,7 @@ def load_checkpoint(folder: Path, optimizer: bool = True) -> Checkpoint:
         DataError: if there is none.
         FormatError: if a file is missing, damaged or of another version.
     """
+    folder = present(folder)
     path = folder / "checkpoint.json"
     if not path.is_file():
         raise DataError(f"{folder}: no checkpoint there; train one with: walsh train")

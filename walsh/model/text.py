@@ -15,7 +15,7 @@ from torch import Tensor
 from walsh.data.tokenizers import Tokenizer, from_dict
 from walsh.errors import DataError, ParameterError
 from walsh.kernels import torch as kernels
-from walsh.model.checkpoint import Checkpoint, load_checkpoint
+from walsh.model.checkpoint import Checkpoint, load_checkpoint, present
 from walsh.model.config import WalshConfig
 from walsh.model.generation import SamplingConfig, stream
 from walsh.model.stop import StopFilter
@@ -28,7 +28,7 @@ def find_checkpoint(path: Path) -> Path:
     Raises:
         DataError: if there is none.
     """
-    for folder in (path, path / "checkpoint", path / "best"):
+    for folder in map(present, (path, path / "checkpoint", path / "best")):
         if (folder / "checkpoint.json").is_file():
             return folder
     raise DataError(f"{path}: no checkpoint there; train one with: walsh train, or convert one with: walsh convert")

@@ -28,6 +28,7 @@ from walsh.data import Dataset
 from walsh.errors import FormatError, ParameterError
 from walsh.measure.provenance import gather, machine_name, utc_now
 from walsh.model.accounting import count_multiplications, count_parameters, packed_bytes
+from walsh.model.checkpoint import present
 from walsh.model.config import WalshConfig
 from walsh.training.config import TrainingConfig, explain, load_config, read_toml
 from walsh.training.distributed import World
@@ -221,7 +222,7 @@ def _train(
     evaluation = base.evaluation.model_copy(update={"sample_tokens": 0})
     one = base.model_copy(update={"model": given, "training": training, "evaluation": evaluation})
     place = folder / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
-    resume = (place / "checkpoint" / "checkpoint.json").exists()
+    resume = (present(place / "checkpoint") / "checkpoint.json").exists()
     trainer = Trainer(one, dataset, place, world, console, resume=resume, quiet=True)
     outcome = trainer.train()
     if outcome.reason == "interrupted":

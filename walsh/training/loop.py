@@ -26,7 +26,7 @@ from torch import Tensor
 
 from walsh.data.prepare import Dataset
 from walsh.errors import ParameterError
-from walsh.model.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from walsh.model.checkpoint import Checkpoint, load_checkpoint, present, save_checkpoint
 from walsh.model.generation import SamplingConfig, generate
 from walsh.model.transformer import Walsh
 from walsh.training.batches import training_batch
@@ -116,7 +116,7 @@ class Trainer:
         """Train until the configured number of steps, an interruption or divergence."""
         run, began, first = self.config.training, time.perf_counter(), self.progress.step
         keep = self.folder if self.world.main else None
-        self.metrics = Metrics(keep, first, run.tensorboard)
+        self.metrics = Metrics(keep, first, run.tensorboard, repeated=first >= run.steps)
         reason = "finished"
         try:
             with make_progress(self.console, self.quiet) as bar, self._catch_interrupts():
@@ -139,6 +139,7 @@ class Trainer:
             final = self._evaluate(0) if reason == "finished" else None
             if final is not None:
                 self.metrics.add("evaluation", self.progress.step, loss=final.loss, bits_per_byte=final.bits_per_byte)
+                self._show_sample()
         finally:
             self.metrics.close()
         if keep is not None and self.progress.step:
@@ -215,9 +216,13 @@ class Trainer:
         if found.loss < self.progress.best:
             self.progress.best = found.loss
             self._save("best")
-        if looks.sample_tokens:
+        self._show_sample()
+
+    def _show_sample(self) -> None:
+        if self.config.evaluation.sample_tokens:
             text = self._sample()
-            self.metrics.add("sample", step, text=text)
+            assert self.metrics is not None  # ``train`` made it
+            self.metrics.add("sample", self.progress.step, text=text)
             self._say(f"[dim]{escape(text)}[/dim]")
 
     def _evaluate(self, limit: int) -> Evaluation:
@@ -264,7 +269,7 @@ class Trainer:
                 signal.signal(number, handler)
 
     def _open_checkpoint(self, resume: bool) -> Checkpoint | None:
-        there = self.folder is not None and (self.folder / "checkpoint" / "checkpoint.json").exists()
+        there = self.folder is not None and (present(self.folder / "checkpoint") / "checkpoint.json").exists()
         if not resume:
             if there:
                 raise ParameterError(f"{self.folder}: holds a run already; go on with --resume, or choose another")

@@ -2,7 +2,8 @@
 
 ``metrics.jsonl`` has one object per line with ``kind``: ``step`` (loss in nats per token, learning_rate, gradient_norm,
 tokens_per_second), ``evaluation`` (loss, bits_per_byte) or ``sample`` (text). A resumed run drops what the interrupted
-one wrote after its checkpoint, so that a file never has a step twice.
+one wrote after its checkpoint, so that a file never has a step twice. Step s is the one that s steps came before;
+evaluations and samples at s were made when s steps were done.
 """
 
 from __future__ import annotations
@@ -26,21 +27,24 @@ class Metrics:
 
     Args:
         folder: of the run; None writes nothing.
-        first_step: where this session begins; records from it on are dropped.
+        first_step: steps that were done when this session began; records of what came after are dropped.
         tensorboard: also write TensorBoard events.
+        repeated: all steps are done and the last evaluation will be made again; it is dropped too.
 
     Raises:
         BackendError: if TensorBoard is wanted and not installed.
     """
 
-    def __init__(self, folder: Path | None, first_step: int, tensorboard: bool) -> None:
+    def __init__(self, folder: Path | None, first_step: int, tensorboard: bool, repeated: bool = False) -> None:
         self._file = None
         self._events: Any = None
         if folder is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
-        kept = [record for record in read_metrics(path) if record["step"] < first_step] if path.exists() else []
+        old = read_metrics(path) if path.exists() else []
+        seen = [r for r in old if r["step"] == first_step and r["kind"] != "step" and not repeated]
+        kept = [r for r in old if r["step"] < first_step] + seen
         self._file = path.open("w", encoding="utf-8")
         for record in kept:
             self._write(record)
@@ -52,16 +56,21 @@ class Metrics:
                     "TensorBoard is not installed: pip install 'walsh[train]', or set training.tensorboard=false"
                 ) from None
             self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+            for record in seen:  # which TensorBoard purges with the step of this number
+                self._draw(**record)
 
     def add(self, kind: Literal["step", "evaluation", "sample"], step: int, **values: float | str) -> None:
         """Record what was seen at a step."""
         self._write({"kind": kind, "step": step, **values})
+        self._draw(kind, step, **values)
+
+    def _draw(self, kind: str, step: int, **values: float | str | None) -> None:
         if self._events is None:
             return
         for name, value in values.items():
             if isinstance(value, str):
                 self._events.add_text(kind, value, step)
-            else:
+            elif value is not None:
                 self._events.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:

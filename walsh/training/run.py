@@ -94,9 +94,21 @@ def _tell(outcome: Outcome, folder: Path, console: Console) -> None:
         )
     for name, what in (
         ("checkpoint", "model and optimizer; walsh generate and --resume take it"),
+        ("best", "the model with the lowest held-out loss while it trained"),
         ("metrics.jsonl", "every step"),
         ("loss.png", "loss drawn"),
         ("tensorboard", "tensorboard --logdir"),
     ):
         if (folder / name).exists():
             console.print(f"  {folder / name}  ({what})", highlight=False, soft_wrap=True)
+    if outcome.reason == "finished":
+        file = f"{folder}.walsh"
+        console.print("next:")
+        for command, what in (
+            (f"generate {folder}", "in PyTorch, as trained"),
+            (f"analyze {folder}", "what the algebra does in it, drawn"),
+            (f"compress {folder} -o {file}", "makes a small file of it"),
+            (f"verify {file}", "reads it with every reader"),
+            (f"generate {file}", "from the small file, in the engine"),
+        ):
+            console.print(f"  walsh {command}  ({what})", highlight=False, soft_wrap=True)
