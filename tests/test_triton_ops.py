@@ -114,17 +114,17 @@ def test_every_operation_is_examined():
 )  # raised inside opcheck
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_opcheck(name):
-    operation = REGISTERED[name].operation
+    operation = REGISTERED[name]
     arguments = list(ARGUMENTS[name]())
-    if operation._backward_fn is not None:
+    if operation.differentiable:
         fixed = CONSTANT.get(name, ())
         arguments = [with_gradient(a) if place not in fixed else a for place, a in enumerate(arguments)]
     # The number of signs depends on the codes, which tracing with fixed sizes has no answer to.
     sizes = "dynamic" if name == "bitmask_encode" else "static"
     tests = ["test_schema", "test_faketensor", f"test_aot_dispatch_{sizes}"]
-    if operation._backward_fn is not None:
+    if operation.differentiable:
         tests.append("test_autograd_registration")
-    torch.library.opcheck(operation, tuple(arguments), test_utils=tests)
+    torch.library.opcheck(operation.overload, tuple(arguments), test_utils=tests)
 
 
 def with_gradient(value):

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from walsh.algebra import DIMENSIONS
 from walsh.errors import DTypeError, ParameterError, ShapeError
+from walsh.kernels._operation import Operation
 from walsh.kernels.torch._check import (
     accumulate_dtype,
     require_float,
@@ -28,7 +29,6 @@ from walsh.kernels.torch._check import (
     require_weight,
     rows,
 )
-from walsh.kernels.torch._operation import differentiate, operation
 from walsh.kernels.torch.activations import dequantize, quantize_activations
 from walsh.kernels.torch.convolution import METHODS, gradients, integer_product, product
 from walsh.kernels.torch.ternary import as_codes, check_ternary, clip_gradient, ternary, weight_shape
@@ -170,9 +170,9 @@ def _fake_gradients(
     return dx, dw, dbeta
 
 
-_linear = operation("cayley_dickson", _compute, _fake)
-_gradients = operation("cayley_dickson_gradients", _compute_gradients, _fake_gradients)
-differentiate("cayley_dickson", _differentiate, _keep)
+_linear = Operation("walsh_torch", "cayley_dickson", _compute, _fake)
+_gradients = Operation("walsh_torch", "cayley_dickson_gradients", _compute_gradients, _fake_gradients)
+_linear.differentiate(_differentiate, _keep)
 
 
 def cayley_dickson_linear(

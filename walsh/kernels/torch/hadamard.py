@@ -20,6 +20,7 @@ from torch import Tensor
 
 from walsh.algebra import is_power_of_two
 from walsh.errors import ParameterError, ShapeError
+from walsh.kernels._operation import Operation
 from walsh.kernels.torch._check import (
     INTEGERS,
     accumulate_dtype,
@@ -29,7 +30,6 @@ from walsh.kernels.torch._check import (
     require_weight,
     rows,
 )
-from walsh.kernels.torch._operation import differentiate, operation
 from walsh.kernels.torch.activations import dequantize, quantize_activations
 from walsh.kernels.torch.integer import integer_bmm
 from walsh.kernels.torch.ternary import as_codes, check_ternary, clip_gradient, ternary, weight_shape
@@ -280,9 +280,9 @@ def _fake_gradients(
     )
 
 
-_linear = operation("hadamard", _compute, _fake)
-_gradients = operation("hadamard_gradients", _compute_gradients, _fake_gradients)
-differentiate("hadamard", _differentiate, _keep)
+_linear = Operation("walsh_torch", "hadamard", _compute, _fake)
+_gradients = Operation("walsh_torch", "hadamard_gradients", _compute_gradients, _fake_gradients)
+_linear.differentiate(_differentiate, _keep)
 
 
 def _apply(
