@@ -19,7 +19,7 @@ class Operation:
 
     Attributes:
         name: with its namespace.
-        implementation: annotated with the types that ``infer_schema`` of ``torch.library`` knows; returns no argument's memory.
+        implementation: annotated with the types that ``infer_schema`` of ``torch.library`` knows; returns new memory.
         overload: what PyTorch's dispatcher calls.
     """
 
