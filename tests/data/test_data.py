@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import threading
+import types
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -132,12 +134,62 @@ def test_prepare_holds_out_the_tail_and_opens_what_it_made(tmp_path: Path) -> No
         data.prepare(corpus, tmp_path / "out", tokenizer="characters")
     characters = data.prepare(corpus, tmp_path / "chars", tokenizer="characters")
     assert characters.tokenizer.vocab_size == 27
+    with pytest.raises(DataError, match="limit None; asked was 3"):
+        data.prepare(corpus, tmp_path / "out", limit=3)
+    with pytest.raises(DataError, match=r"made of corpus file:.*; asked was pydoc"):
+        data.prepare(data.open_corpus("pydoc"), tmp_path / "out")
+    source.write_text("another text", encoding="utf-8")
+    with pytest.raises(DataError, match="changed since"):
+        data.prepare(corpus, tmp_path / "out")
+    (tmp_path / "out" / "corpus.json").write_text("[1]")
+    with pytest.raises(FormatError, match="anew"):
+        data.prepare(corpus, tmp_path / "out")
 
 
 def test_the_offline_default_is_there(tmp_path: Path) -> None:
     dataset = data.prepare(data.open_corpus("pydoc"), tmp_path)
     assert len(dataset.train) > 300_000
     assert 0.09 < len(dataset.validation) / (len(dataset.train) + len(dataset.validation)) < 0.11
+
+
+def test_a_stream_is_read_once_and_every_so_many_documents_are_held_out(tmp_path: Path) -> None:
+    passes = []
+
+    def documents() -> Iterator[str]:
+        passes.append(1)
+        yield from (f"[{i}]" for i in range(100_000))
+
+    corpus = data.Corpus("web", "bytes", 0.1, documents, streamed=True)
+    seen: list[tuple[int, int]] = []
+    made = data.prepare(corpus, tmp_path / "out", limit=25, progress=lambda *counts: seen.append(counts))
+    assert made.tokenizer.decode(made.train) == "".join(f"[{i}]" for i in range(25) if i % 10)
+    assert made.tokenizer.decode(made.validation) == "[0][10][20]"
+    assert len(passes) == 1
+    assert seen[21] == (22, len(made.train))
+    with pytest.raises(DataError, match="too small"):
+        data.prepare(corpus, tmp_path / "less", limit=1)
+
+
+def test_a_stream_that_breaks_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class LostError(Exception):
+        """As of an HTTP client that knows nothing of OSError."""
+
+    def load_dataset(*args: object, **options: object) -> Iterator[dict[str, str]]:
+        yield {"text": "one"}
+        yield {"text": "two"}
+        raise LostError("connection lost")
+
+    datasets = types.ModuleType("datasets")
+    datasets.load_dataset = load_dataset  # type: ignore[attr-defined]  # a module made here
+    monkeypatch.setitem(sys.modules, "datasets", datasets)
+    with pytest.raises(DataError, match=r"LostError: connection lost.*pydoc"):
+        data.prepare(data.open_corpus("fineweb-edu"), tmp_path / "out", "bytes")
+    assert list((tmp_path / "out").iterdir()) == []
+    made = data.prepare(data.open_corpus("fineweb-edu"), tmp_path / "out", "bytes", limit=2)
+    assert (made.tokenizer.decode(made.train), made.tokenizer.decode(made.validation)) == ("two", "one")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DataError, match="pip install datasets"):
+        next(data.open_corpus("fineweb-edu").train())
 
 
 def test_bad_corpora_are_refused(tmp_path: Path) -> None:

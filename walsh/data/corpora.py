@@ -11,17 +11,18 @@ name             what it is                                             source
 ===============  =====================================================  ==========================================
 
 A document is what an end token follows: a topic, a story, a web page, a file. Each corpus says how it is held out: by a
-published validation file, else its last part.
+published validation file, else its last part; of a stream, whose end nobody waits for, every 1000th document.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from walsh.data.download import Progress, download
+from walsh.data.download import Progress, download, file_digest
 from walsh.errors import DataError, ParameterError
 
 Documents = Iterator[str]
@@ -39,9 +40,11 @@ class Corpus:
     Attributes:
         name: as it was asked for.
         tokenizer: the kind of tokenizer that suits it (``characters``, ``bytes``, ``gpt2``).
-        held_out: the fraction at the end that is kept for validation, or 0 where a validation file is published.
+        held_out: the fraction that is kept for validation, or 0 where a validation file is published.
         train: documents for training; called anew for each pass.
         validation: documents of the published validation file, or None.
+        streamed: too large to be held in memory, and read once only.
+        digest: sha256 (hex) of a text that may change under its name; None for others.
     """
 
     name: str
@@ -49,6 +52,8 @@ class Corpus:
     held_out: float
     train: Callable[[], Documents]
     validation: Callable[[], Documents] | None = None
+    streamed: bool = False
+    digest: Callable[[], str | None] = lambda: None
 
 
 def cache_folder() -> Path:
@@ -84,7 +89,7 @@ def open_corpus(name: str, cache: Path | None = None, progress: Progress | None 
             lambda: _stories(folder, "TinyStories-valid.txt", progress),
         )
     if name == "fineweb-edu":
-        return Corpus(name, "gpt2", 0.001, _fineweb)
+        return Corpus(name, "gpt2", 0.001, _fineweb, streamed=True)
     raise ParameterError(f"corpus {name!r}: expected pydoc, shakespeare, tinystories, fineweb-edu or file:PATH")
 
 
@@ -132,9 +137,10 @@ def _fineweb() -> Documents:
         rows = load_dataset("HuggingFaceFW/fineweb-edu", name="sample-10BT", split="train", streaming=True)
         for row in rows:
             yield str(row["text"])
-    except OSError as error:
+    except Exception as error:  # whatever the HTTP client of that package's version raises
         raise DataError(
-            f"fineweb-edu could not be streamed ({type(error).__name__}); offline: use corpus pydoc or file:PATH"
+            f"fineweb-edu could not be streamed ({type(error).__name__}: {str(error)[:200]}); offline: use corpus "
+            "pydoc or file:PATH"
         ) from error
 
 
@@ -155,4 +161,7 @@ def _files(name: str, path: Path) -> Corpus:
             except UnicodeDecodeError as error:
                 raise DataError(f"{file}: byte {error.start} is not UTF-8; convert the file first") from None
 
-    return Corpus(name, "bytes", 0.1, documents)
+    def digest() -> str:
+        return hashlib.sha256("".join(map(file_digest, files)).encode()).hexdigest()
+
+    return Corpus(name, "bytes", 0.1, documents, digest=digest)

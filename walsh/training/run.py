@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from walsh.data import Dataset, open_corpus, prepare
 from walsh.model.accounting import count_parameters, packed_bytes
@@ -31,21 +31,30 @@ def prepare_data(config: DataConfig, folder: Path, console: Console) -> Dataset:
         DataError: data that cannot be had, or are of another tokenizer. ParameterError: an unknown corpus.
     """
     with Progress(
-        TextColumn("fetching"),
+        TextColumn("{task.description}"),
         BarColumn(),
-        DownloadColumn(),
+        TextColumn("{task.fields[amount]}"),
         TimeRemainingColumn(),
         console=console,
         transient=True,
         disable=not console.is_terminal,
     ) as bar:
-        task = bar.add_task("", start=False, visible=False)
+        fetching, tokenizing = (
+            bar.add_task(what, start=False, visible=False, total=total, amount="")
+            for what, total in (("fetching", None), ("tokenizing", config.limit))
+        )
 
-        def advance(done: int, total: int | None) -> None:
-            bar.start_task(task)
-            bar.update(task, completed=done, total=total, visible=True)
+        def fetched(done: int, total: int | None) -> None:
+            bar.start_task(fetching)
+            bar.update(fetching, completed=done, total=total, visible=True, amount=f"{done / 1e6:,.1f} MB")
 
-        return prepare(open_corpus(config.corpus, progress=advance), folder, config.tokenizer, config.limit)
+        def tokenized(documents: int, tokens: int) -> None:
+            bar.start_task(tokenizing)
+            amount = f"{documents:,} documents, {tokens:,} tokens"
+            bar.update(tokenizing, completed=documents, visible=True, amount=amount)
+
+        corpus = open_corpus(config.corpus, progress=fetched)
+        return prepare(corpus, folder, config.tokenizer, config.limit, tokenized)
 
 
 def run_training(
@@ -79,7 +88,7 @@ def _tell(outcome: Outcome, folder: Path, console: Console) -> None:
     speed = outcome.tokens / max(outcome.seconds, 1e-9)
     say = {
         "finished": "finished",
-        "interrupted": "interrupted and saved; go on with --resume",
+        "interrupted": "interrupted and saved (--resume goes on)",
         "diverged": "stopped: the loss diverged; lower optimizer.learning_rate or lengthen schedule.warmup_steps",
     }[outcome.reason]
     console.print(
