@@ -211,9 +211,8 @@ impl Model {
 
     /// What the model holds in memory.
     pub fn memory(&self) -> Memory {
-        let scales = |table: &RowTable| 4 * table.rows();
         let embedding = match &self.embedding {
-            Embedding::Table(table) => scales(table),
+            Embedding::Table(table) => table.bytes_beside_codes(),
             Embedding::Hash(tables) => tables.bytes_beside_codes(),
         };
         let blocks = self.blocks.iter().map(|block| {
@@ -223,7 +222,10 @@ impl Model {
         });
         Memory {
             file: self.file_bytes,
-            weights: self.kept_bytes + embedding + self.head.as_ref().map_or(0, scales) + blocks.sum::<usize>(),
+            weights: self.kept_bytes
+                + embedding
+                + self.head.as_ref().map_or(0, RowTable::bytes_beside_codes)
+                + blocks.sum::<usize>(),
             tokenizer: self.tokenizer.as_ref().map_or(0, Tokenizer::memory),
         }
     }

@@ -5,13 +5,21 @@
 //! ```
 //!
 //! Rows are read where the file has them. An int8 row of K features is K bytes. An int4 row is K / 2 bytes, feature 2 i in
-//! the low half l of byte i, feature 2 i + 1 in the high half h, as code + 8. The kernel multiplies whole bytes, 16 h + l,
-//! by a_h and their low halves by 16 a_l - a_h, which is 16 (h a_h + l a_l) together and needs one mask for two codes; the
-//! + 8 costs one subtraction of 8 sum(a) per row.
+//! the low half l of byte i, feature 2 i + 1 in the high half h, as code + 8.
+//!
+//! **int4 kernel.** Half bytes p and q of two bytes are multiplied with their tokens as Winograd's inner product has it:
+//!
+//! ```text
+//! (p + c + 256 a_q) (q + c + 256 a_p) = 256 (a_p p + a_q q) + [256 c (a_p + a_q) + 65536 a_p a_q] + (p + c) (q + c)
+//! ```
+//!
+//! One product serves two features; what is in brackets is the token's, the last term the row's own, known before. One `or`
+//! with c + 256 a makes each factor of a widened byte: low halves stand at 1 with c = 240, which hides the high half, high
+//! halves at 16 with c = 15. All of it is modulo 2^32 and adds up to 4096 times the sum of at most `BLOCK` features.
 
 use std::sync::Arc;
 
-use crate::error::{Result, require};
+use crate::error::{Result, require, try_vec};
 use crate::float::dot_codes;
 use crate::simd::*;
 
@@ -53,7 +61,18 @@ pub struct RowTable {
     four_bits: bool,
     codes: Bytes,
     scale: Vec<f32>,
+    /// Of int4 rows whose width is a multiple of 32: per row and block what its bytes give with tokens of zero.
+    own: Vec<i32>,
 }
+
+/// Features of which one sum is taken in the int4 kernel: 4096 * 7 * 127 times as many stay below 2^31.
+const BLOCK: usize = 512;
+
+/// What an int4 kernel adds to a widened byte of low halves, and of high halves, so that only they are left.
+const HIDE: [i16; 2] = [240, 15];
+
+/// Groups of 32 features after which an unrolled int4 kernel turns from low halves to high ones.
+const TURN: usize = 4;
 
 impl RowTable {
     /// A table over stored codes; for int4, K even and a half byte of 0 (code -8) is refused.
@@ -66,7 +85,19 @@ impl RowTable {
             let bad = codes.iter().any(|byte| byte & 15 == 0 || byte >> 4 == 0);
             require!(!bad, Format, "an int4 row holds code -8: expected -7 .. 7");
         }
-        Ok(Self { rows, width, four_bits, codes, scale })
+        let mut own = Vec::new();
+        if four_bits && width.is_multiple_of(32) {
+            own = try_vec(rows * width.div_ceil(BLOCK), 0)?;
+            let zeros = [[HIDE[0]; 16], [HIDE[1]; 16]].concat().repeat(BLOCK / 32);
+            let blocks = codes.chunks_exact((width / 2).max(1)).flat_map(|row| row.chunks(BLOCK / 2));
+            own.iter_mut().zip(blocks).for_each(|(own, block)| *own = paired_sum(block, &zeros));
+        }
+        Ok(Self { rows, width, four_bits, codes, scale, own })
+    }
+
+    /// Bytes in memory besides the codes.
+    pub fn bytes_beside_codes(&self) -> usize {
+        4 * (self.scale.len() + self.own.len())
     }
 
     /// Rows.
@@ -122,7 +153,8 @@ impl RowTable {
         let width = |query: &Query| query.codes.len().max(query.floats.len());
         assert!(columns.iter().all(|(query, out)| width(query) == self.width && out.len() == length));
         let strict = columns.iter().all(|(query, _)| query.floats.is_empty());
-        let fast = strict && self.width.is_multiple_of(16) && (!self.four_bits || self.width <= 4096);
+        let fast = strict
+            && if self.four_bits { matches!(self.width, 128 | 256 | 512) } else { self.width.is_multiple_of(16) };
         let body = if fast { length & !3 } else { 0 };
         // Kernels of several columns are long: only the usual widths have them.
         let together = self.width == 512 || (self.width == 256 && !self.four_bits);
@@ -140,9 +172,10 @@ impl RowTable {
         }
         for (query, out) in columns {
             for (i, out) in out.iter_mut().enumerate().skip(body) {
-                *out = match strict {
-                    true => self.logit_scalar(query, from + i),
-                    false => self.logit_float(query, from + i),
+                *out = match (strict, self.own.is_empty()) {
+                    (true, true) => self.logit_scalar(query, from + i),
+                    (true, false) => self.logit_paired(query, from + i),
+                    (false, _) => self.logit_float(query, from + i),
                 };
             }
         }
@@ -166,6 +199,20 @@ impl RowTable {
         (sum as f32 * query.r) * self.scale[row]
     }
 
+    /// One logit of an int4 row whose width is a multiple of 32.
+    fn logit_paired(&self, query: &Query, row: usize) -> f32 {
+        let (bytes, blocks) = (self.width / 2, self.width.div_ceil(BLOCK));
+        let codes = self.codes[row * bytes..][..bytes].chunks(BLOCK / 2);
+        let known = self.own[row * blocks..][..blocks].iter().zip(&query.of_token);
+        let blocks = codes.zip(query.spread.chunks(BLOCK)).zip(known);
+        let sum: i32 = blocks
+            .map(|((codes, token), (own, of_token))| {
+                paired_sum(codes, token).wrapping_sub(*own).wrapping_sub(*of_token) >> 12
+            })
+            .sum();
+        (sum as f32 * query.r) * self.scale[row]
+    }
+
     /// The first N columns; returns N.
     ///
     /// # Safety
@@ -181,7 +228,8 @@ impl RowTable {
             x: std::array::from_fn(|c| {
                 if self.four_bits { &columns[c].0.spread } else { &columns[c].0.codes }.as_ptr()
             }),
-            eight: std::array::from_fn(|c| columns[c].0.eight_sums),
+            of_token: std::array::from_fn(|c| columns[c].0.of_token.first().copied().unwrap_or(0)),
+            own: self.own.as_ptr().wrapping_add(from),
             r: std::array::from_fn(|c| columns[c].0.r),
             // SAFETY: the caller's promise.
             scale: unsafe { self.scale.as_ptr().add(from) },
@@ -198,8 +246,7 @@ impl RowTable {
                 (16, true) if N == 1 => rows_of_width::<16, N, true>(w, &body),
                 (32, true) if N == 1 => rows_of_width::<32, N, true>(w, &body),
                 (64, true) => rows_of_width::<64, N, true>(w, &body),
-                (vectors, false) if N == 1 => rows_of_any_width::<N, false>(w, vectors, &body),
-                (vectors, true) if N == 1 => rows_of_any_width::<N, true>(w, vectors, &body),
+                (vectors, false) if N == 1 => rows_of_any_width(w, vectors, &body),
                 _ => {}
             }
         }
@@ -211,7 +258,9 @@ impl RowTable {
 struct Body<const N: usize> {
     /// Codes, as the kernel reads them.
     x: [*const i16; N],
-    eight: [i32; N],
+    /// Of int4 rows: what is the token's, and what is the first row's own.
+    of_token: [i32; N],
+    own: *const i32,
     r: [f32; N],
     /// Of the first row.
     scale: *const f32,
@@ -225,10 +274,11 @@ struct Body<const N: usize> {
 pub struct Query {
     /// int8 codes, held as i16.
     codes: Vec<i16>,
-    /// Factors for int4 rows: per 16 features those of the bytes, then those of their low halves.
+    /// Per 32 features of an int4 row what its 16 bytes are joined with: low halves of the first eight, of the others; high
+    /// halves of the first eight, of the others.
     spread: Vec<i16>,
-    /// 8 times the sum of the codes.
-    eight_sums: i32,
+    /// Per block of an int4 row: the terms that are the token's.
+    of_token: Vec<i32>,
     r: f32,
     /// The features themselves, of a token that is not rounded.
     floats: Vec<f32>,
@@ -249,17 +299,59 @@ impl Query {
     pub fn quantize(&mut self, x: &[f32], four_bits: bool) -> Result<()> {
         self.codes.resize(x.len(), 0);
         self.r = crate::activations::quantize(x, &mut self.codes)?;
-        if !four_bits {
-            return Ok(());
-        }
-        self.eight_sums = 8 * self.codes.iter().map(|&a| i32::from(a)).sum::<i32>();
-        self.spread.clear();
-        for group in self.codes.chunks_exact(16) {
-            self.spread.extend(group.chunks_exact(2).map(|pair| pair[1]));
-            self.spread.extend(group.chunks_exact(2).map(|pair| 16 * pair[0] - pair[1]));
+        if four_bits && x.len().is_multiple_of(32) {
+            self.pair();
         }
         Ok(())
     }
+
+    /// Make `spread` and `of_token` of the codes: terms are the token's if a row of zeros, half bytes of 8, has them.
+    fn pair(&mut self) {
+        self.spread.resize(self.codes.len(), 0);
+        self.of_token.clear();
+        for (spread, codes) in self.spread.chunks_mut(BLOCK).zip(self.codes.chunks(BLOCK)) {
+            let mut sum = 0i32;
+            for (spread, codes) in spread.chunks_exact_mut(32).zip(codes.chunks_exact(32)) {
+                for (half, eight) in [8, 128].into_iter().enumerate() {
+                    let (first, second) = spread[16 * half..][..16].split_at_mut(8);
+                    let zero = i32::from(HIDE[half] + eight);
+                    for i in 0..8 {
+                        first[i] = HIDE[half] + 256 * codes[16 + 2 * i + half];
+                        second[i] = HIDE[half] + 256 * codes[2 * i + half];
+                        let product = i32::from(first[i] + eight) * i32::from(second[i] + eight) - zero * zero;
+                        sum = sum.wrapping_add(product << (4 - 4 * half));
+                    }
+                }
+            }
+            self.of_token.push(sum);
+        }
+    }
+}
+
+/// 16 times the low halves' products and the high halves' of one block: codes [K / 2], token [K].
+fn paired_sum(codes: &[u8], token: &[i16]) -> i32 {
+    let (mut low, mut high) = (i32x4_splat(0), i32x4_splat(0));
+    for (codes, token) in codes.chunks_exact(16).zip(token.chunks_exact(32)) {
+        // SAFETY: 16 bytes and 32 numbers.
+        unsafe {
+            let token: [v128; 4] = load_all(token.as_ptr());
+            low = i32x4_add(low, paired(codes.as_ptr(), token[0], token[1]));
+            high = i32x4_add(high, paired(codes.as_ptr(), token[2], token[3]));
+        }
+    }
+    let lanes = f32x4_lanes(i32x4_add(i32x4_shl(low, 4), high));
+    lanes.into_iter().fold(0, |sum, lane| sum.wrapping_add(lane.to_bits() as i32))
+}
+
+/// Products of 8 bytes with the 8 after them, each joined with its token.
+///
+/// # Safety
+/// 16 bytes are at `w`.
+#[inline(always)]
+unsafe fn paired(w: *const u8, first: v128, second: v128) -> v128 {
+    // SAFETY: the caller's promise.
+    let (p, q) = unsafe { (i16x8_load_extend_u8x8(w), i16x8_load_extend_u8x8(w.add(8))) };
+    i32x4_dot_i16x8(v128_or(p, first), v128_or(q, second))
 }
 
 /// (f32(sum) * r) * scale of four rows.
@@ -287,24 +379,45 @@ unsafe fn load_all<const V: usize>(x: *const i16) -> [v128; V] {
     all
 }
 
-/// Operands of 8 V features: widened int8 codes, or for int4 per 16 features eight bytes and their low halves.
+/// 8 V int8 codes, widened.
 ///
 /// # Safety
-/// The features are at `w`.
+/// The codes are at `w`.
 #[inline(always)]
-unsafe fn operands<const V: usize, const FOUR: bool>(w: *const u8) -> [v128; V] {
+unsafe fn widen<const V: usize>(w: *const u8) -> [v128; V] {
     let mut all = [i32x4_splat(0); V];
     // SAFETY: the caller's promise.
+    unsafe { unroll!(i in V, { all[i] = i16x8_load_extend_i8x8(w.add(8 * i).cast()); }) };
+    all
+}
+
+/// `paired_sum` of 8 V features, lane by lane. Halves take turns every `TURN` groups of 32 features, so that a byte that
+/// was loaded for its low half is still at hand for its high half.
+///
+/// # Safety
+/// 4 V bytes are at `w`.
+#[inline(always)]
+unsafe fn paired_row<const V: usize>(w: *const u8, token: &[v128; V]) -> v128 {
+    let mut sum = i32x4_splat(0);
+    // SAFETY: the caller's promise.
     unsafe {
-        unroll!(i in V, {
-            all[i] = match (FOUR, i % 2) {
-                (false, _) => i16x8_load_extend_i8x8(w.add(8 * i).cast()),
-                (true, 0) => i16x8_load_extend_u8x8(w.add(4 * i)),
-                (true, _) => v128_and(all[i & !1], i16x8_splat(15)),
-            };
+        unroll!(turn in 4, {
+            if TURN * turn < V / 4 {
+                let (w, at) = (w.add(16 * TURN * turn), 4 * TURN * turn);
+                let mut low = paired(w, token[at], token[at + 1]);
+                unroll!(g in 3, {
+                    let (w, at) = (w.add(16 * (g + 1)), at + 4 * (g + 1));
+                    low = i32x4_add(low, paired(w, token[at], token[at + 1]));
+                });
+                sum = i32x4_add(sum, i32x4_shl(low, 4));
+                unroll!(g in 4, {
+                    let (w, at) = (w.add(16 * g), at + 4 * g);
+                    sum = i32x4_add(sum, paired(w, token[at + 2], token[at + 3]));
+                });
+            }
         });
     }
-    all
+    sum
 }
 
 /// Rows of 8 V features for N tokens, which stay in V N locals.
@@ -318,49 +431,51 @@ unsafe fn rows_of_width<const V: usize, const N: usize, const FOUR: bool>(w: *co
     unsafe {
         unroll!(c upto 4 in N, { token[c] = load_all(body.x[c]); });
         let r: [v128; N] = std::array::from_fn(|c| f32x4_splat(body.r[c]));
-        let eight: [v128; N] = std::array::from_fn(|c| i32x4_splat(body.eight[c]));
-        let (mut w, mut scale, mut out) = (w, body.scale, body.out);
+        let of_token: [v128; N] = std::array::from_fn(|c| i32x4_splat(body.of_token[c]));
+        let (mut w, mut scale, mut own, mut out) = (w, body.scale, body.own, body.out);
         for _ in 0..body.rows / 4 {
             let mut sums = [[i32x4_splat(0); 4]; N];
             unroll!(row in 4, {
-                let codes = operands::<V, FOUR>(w.add(bytes * row));
-                unroll!(c upto 4 in N, { sums[c][row] = dots(&codes, &token[c]); });
+                let at = w.add(bytes * row);
+                if FOUR {
+                    unroll!(c upto 4 in N, { sums[c][row] = paired_row(at, &token[c]); });
+                } else {
+                    let codes = widen::<V>(at);
+                    unroll!(c upto 4 in N, { sums[c][row] = dots(&codes, &token[c]); });
+                }
             });
             unroll!(c upto 4 in N, {
-                let total = i32x4_sum_lanes(sums[c][0], sums[c][1], sums[c][2], sums[c][3]);
-                let total = if FOUR { i32x4_sub(i32x4_shr(total, 4), eight[c]) } else { total };
+                let mut total = i32x4_sum_lanes(sums[c][0], sums[c][1], sums[c][2], sums[c][3]);
+                if FOUR {
+                    total = i32x4_shr(i32x4_sub(i32x4_sub(total, v128_load(own.cast())), of_token[c]), 12);
+                }
                 finish4(total, r[c], scale, out[c]);
                 out[c] = out[c].add(4);
             });
             w = w.add(4 * bytes);
             scale = scale.add(4);
+            own = own.wrapping_add(4);
         }
     }
 }
 
-/// `rows_of_width` for any number of vectors.
+/// `rows_of_width` of int8 rows of any number of vectors, for one token.
 ///
 /// # Safety
 /// As `rows_of_width`.
-unsafe fn rows_of_any_width<const N: usize, const FOUR: bool>(w: *const u8, vectors: usize, body: &Body<N>) {
-    let bytes = if FOUR { 4 * vectors } else { 8 * vectors };
+unsafe fn rows_of_any_width<const N: usize>(w: *const u8, vectors: usize, body: &Body<N>) {
     // SAFETY: the caller's promise.
     unsafe {
         for n in 0..body.rows / 4 {
             for c in 0..N {
                 let mut sums = [i32x4_splat(0); 4];
                 for (row, sum) in sums.iter_mut().enumerate() {
-                    let w = w.add(bytes * (4 * n + row));
+                    let w = w.add(8 * vectors * (4 * n + row));
                     for i in (0..vectors).step_by(2) {
-                        let at = body.x[c].add(8 * i);
-                        let codes =
-                            if FOUR { operands::<2, true>(w.add(4 * i)) } else { operands::<2, false>(w.add(8 * i)) };
-                        *sum = i32x4_add(*sum, dots(&codes, &load_all(at)));
+                        *sum = i32x4_add(*sum, dots(&widen::<2>(w.add(8 * i)), &load_all(body.x[c].add(8 * i))));
                     }
                 }
                 let total = i32x4_sum_lanes(sums[0], sums[1], sums[2], sums[3]);
-                let eight = i32x4_splat(body.eight[c]);
-                let total = if FOUR { i32x4_sub(i32x4_shr(total, 4), eight) } else { total };
                 finish4(total, f32x4_splat(body.r[c]), body.scale.add(4 * n), body.out[c].add(4 * n));
             }
         }

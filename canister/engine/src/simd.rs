@@ -10,8 +10,8 @@ pub use core::arch::wasm32::{
     i16x8_load_extend_i8x8, i16x8_load_extend_u8x8, i16x8_shl, i16x8_shr, i16x8_shuffle, i16x8_splat, i16x8_sub,
     i32x4_add, i32x4_dot_i16x8, i32x4_extend_high_i16x8, i32x4_extend_low_i16x8, i32x4_max, i32x4_shl, i32x4_shr,
     i32x4_shuffle, i32x4_splat, i32x4_sub, i32x4_trunc_sat_f32x4, i64x2_shuffle, v128, v128_and, v128_andnot,
-    v128_any_true, v128_load, v128_load32_splat, v128_load32_zero, v128_store, v128_store16_lane, v128_store32_lane,
-    v128_xor,
+    v128_any_true, v128_load, v128_load32_splat, v128_load32_zero, v128_or, v128_store, v128_store16_lane,
+    v128_store32_lane, v128_xor,
 };
 
 #[cfg(all(target_arch = "wasm32", not(target_feature = "simd128")))]
@@ -166,6 +166,7 @@ mod emulated {
         i32x4_max i32s of32 |a, b| a.max(b);
         v128_and i32s of32 |a, b| a & b;
         v128_andnot i32s of32 |a, b| a & !b;
+        v128_or i32s of32 |a, b| a | b;
         v128_xor i32s of32 |a, b| a ^ b;
         f32x4_add f32s of_f32 |a, b| a + b;
         f32x4_sub f32s of_f32 |a, b| a - b;
