@@ -1,8 +1,15 @@
 """Walsh models for the package transformers: ``WalshForCausalLM``, registered as an AutoModel (extra ``walsh[hf]``).
 
-    import walsh.huggingface                                   # registers
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    logits = model(input_ids, attention_mask).logits           [B, T, V]
+    walsh convert RUN --to transformers --output FOLDER                    # or export(model, tokenizer, folder)
+
+    import walsh.huggingface                                               # registers
+    model, tokenizer = (auto.from_pretrained(folder) for auto in (AutoModelForCausalLM, AutoTokenizer))
+    logits = model(input_ids, attention_mask).logits                       [B, T, V]
+
+Programs that import nothing of walsh's, such as evaluation harnesses, find it through the folder if they are told to
+trust its code, which is one import:
+
+    lm_eval --model hf --model_args pretrained=FOLDER,trust_remote_code=True --tasks TASK
 
 Padding may stand on either side: rows are shifted to the left before the model sees them and their logits shifted back,
 so padding never influences a token. There is no cache here; ``walsh generate`` has one and is the fast way.
@@ -10,14 +17,25 @@ so padding never influences a token. There is no cache here; ``walsh generate`` 
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationMixin,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import CausalLMOutput
 
+from walsh.data.tokenizers import Tokenizer
 from walsh.errors import ParameterError
+from walsh.huggingface_tokenizer import FILE, WalshTokenizer
 from walsh.kernels import torch as kernels
 from walsh.model.config import WalshConfig
 from walsh.model.transformer import Walsh
@@ -155,3 +173,40 @@ class WalshForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc] 
 
 AutoConfig.register("walsh", WalshHFConfig)
 AutoModelForCausalLM.register(WalshHFConfig, WalshForCausalLM)
+AutoTokenizer.register(WalshHFConfig, slow_tokenizer_class=WalshTokenizer)
+
+CODE = """\"\"\"Lets programs that know nothing of walsh load this model: pip install 'walsh[hf]'.\"\"\"
+
+from walsh.huggingface import WalshForCausalLM, WalshHFConfig, WalshTokenizer
+
+__all__ = ["WalshForCausalLM", "WalshHFConfig", "WalshTokenizer"]
+"""
+
+
+def export(model: Walsh, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write a folder that transformers reads: weights, configuration, tokenizer, and the import that finds them.
+
+    Args:
+        model: with float weights.
+        tokenizer: of the model.
+        folder: made if need be.
+
+    Raises:
+        ParameterError: as :meth:`WalshForCausalLM.from_walsh`; or the model has no end token.
+    """
+    end = tokenizer.end_token
+    if end >= model.config.vocab_size:
+        raise ParameterError(f"the end token {end} is not among the model's {model.config.vocab_size}: train with one")
+    made = WalshForCausalLM.from_walsh(model)
+    made.config.auto_map = {
+        "AutoConfig": "modeling_walsh.WalshHFConfig",
+        "AutoModelForCausalLM": "modeling_walsh.WalshForCausalLM",
+    }
+    made.config.bos_token_id = made.config.eos_token_id = made.config.pad_token_id = end
+    made.generation_config.bos_token_id = made.generation_config.eos_token_id = end
+    made.generation_config.pad_token_id = end
+    made.save_pretrained(folder)
+    (folder / "modeling_walsh.py").write_text(CODE, encoding="utf-8")
+    (folder / FILE).write_text(json.dumps(tokenizer.to_dict(), sort_keys=True) + "\n", encoding="utf-8")
+    auto = {"auto_map": {"AutoTokenizer": ["modeling_walsh.WalshTokenizer", None]}}
+    WalshTokenizer(str(folder / FILE), model_max_length=model.config.block_size, **auto).save_pretrained(folder)

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from walsh.commands.compress import new_file, show_bytes
-from walsh.errors import ParameterError
+from walsh.errors import BackendError, ParameterError
 
 if TYPE_CHECKING:
     from walsh.codec.sources import Source
 
-TARGETS = ("checkpoint", "walsh", "spin", "published")
+TARGETS = ("checkpoint", "walsh", "spin", "published", "transformers")
+FOLDERS = ("checkpoint", "transformers")
 
 
 def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
@@ -69,6 +70,22 @@ def _write_published(source: Source, path: Path) -> None:
         (Path(folder) / path.name).replace(path)
 
 
+def _write_transformers(source: Source, folder: Path) -> None:
+    import numpy as np
+    import torch
+
+    from walsh.codec.sources import tokenizer_record
+    from walsh.data.tokenizers import from_dict
+    from walsh.model.transformer import Walsh
+
+    try:
+        from walsh.huggingface import export
+    except ModuleNotFoundError as error:
+        raise BackendError(f"{error.name} is not installed: pip install 'walsh[hf]'") from None
+    weights = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in source.trained.items()}
+    export(Walsh(source.config, weights=weights), from_dict(tokenizer_record(source)), folder)
+
+
 def _write(source: Source, target: str, path: Path, name: str) -> None:
     from walsh.codec.sources import strict_form_of, to_spin, without_unused_rows
     from walsh.codec.writer import write_atomically, write_walsh
@@ -80,6 +97,8 @@ def _write(source: Source, target: str, path: Path, name: str) -> None:
         write_atomically(path, to_spin(source))
     elif target == "published":
         _write_published(source, path)
+    elif target == "transformers":
+        _write_transformers(source, path)
     else:
         _write_checkpoint(source, path, name)
 
@@ -98,21 +117,21 @@ def convert(
     """Read SOURCE, check every tensor, and write it in another format.
 
     SOURCE is a checkpoint or run, a .walsh or SPIN file, or a published .pt file; no code in it is run, what does not
-    fit is an error, and nothing is filled in. Targets: a checkpoint folder, .walsh, .spin (the published container) or
-    .pt (a checkpoint for published code).
+    fit is an error, and nothing is filled in. Targets: a checkpoint folder, .walsh, .spin (the published container),
+    .pt (a checkpoint for published code) or a folder for transformers.
     """
     from walsh.codec.sources import read_source
     from walsh.model.accounting import count_parameters
 
     target = _target(to, output)
-    ends = {"checkpoint": "", "walsh": ".walsh", "spin": ".spin", "published": ".pt"}
+    ends = {"checkpoint": "", "walsh": ".walsh", "spin": ".spin", "published": ".pt", "transformers": ".transformers"}
     path = new_file(output or source.with_suffix(ends[target]), force)
     if path.resolve() == source.resolve():
         raise ParameterError(f"{path} is the source: give another --output")
     read = read_source(source, parse_settings(settings), characters)
-    if path.is_dir() and target != "checkpoint":
+    if path.is_dir() and target not in FOLDERS:
         raise ParameterError(f"{path} is a folder: expected the name of a file")
-    if path.is_file() and target == "checkpoint":
+    if path.is_file() and target in FOLDERS:
         path.unlink()  # a folder takes its place, as --force says
     _write(read, target, path, source.name)
     size = sum(part.stat().st_size for part in (path.iterdir() if path.is_dir() else [path]))
