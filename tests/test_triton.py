@@ -176,6 +176,47 @@ def test_hadamard_linear(n):
         )
 
 
+@pytest.mark.parametrize("codes", [False, True])
+def test_hadamard_layer_launches_at_most_four_kernels(codes):
+    """Forward: two for the weights' codes, one for those of v, the layer. Backward: dx, dw, and the sums of both."""
+    x, w, alpha, beta = (t.requires_grad_() for t in (rand(70, 24), rand(8, 2, 3), rand(8, 3), rand(8, 2)))
+    with count_launches() as forward:
+        y = (kernels.hadamard_bit_linear if codes else kernels.hadamard_linear)(x, w, alpha, beta)
+    with count_launches() as backward:
+        y.sum().backward()
+    assert len(forward) == (4 if codes else 1)
+    assert backward == ["hadamard_linear_kernel", "hadamard_weight_kernel", "hadamard_sums_kernel"]
+
+
+def test_hadamard_layer_launches_only_what_is_wanted():
+    leaves = [rand(5, 24), rand(8, 2, 3), rand(8, 3), rand(8, 2)]
+    whole = [t.clone().requires_grad_() for t in leaves]
+    kernels.hadamard_linear(*whole).sum().backward()
+    expected = [
+        ["hadamard_linear_kernel"],
+        ["hadamard_weight_kernel", "hadamard_sums_kernel"],
+        ["hadamard_linear_kernel", "hadamard_sums_kernel"],
+        ["hadamard_weight_kernel", "hadamard_sums_kernel"],
+    ]
+    for place, names in enumerate(expected):
+        given = [t.clone().requires_grad_(i == place) for i, t in enumerate(leaves)]
+        y = kernels.hadamard_linear(*given)
+        with count_launches() as backward:
+            y.sum().backward()
+        assert backward == names
+        assert torch.equal(given[place].grad, whole[place].grad)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_hadamard_gradients_of_codes(packed):
+    """Weights that are codes have no gradient; the others' are those of the same weights in float."""
+    q = codes(8, 5, 7, low=-1, high=2)
+    w = kernels.pack_ternary(q) if packed else q
+    layer = lambda x, alpha, beta: kernels.hadamard_linear(x, w, alpha, beta)  # noqa: E731  # a function of the floats
+    formula = lambda x, alpha, beta: hadamard_formula(x, q.double(), alpha, beta)  # noqa: E731  # a formula
+    check(layer, formula, (rand(50, 56), rand(8, 7), rand(8, 5)))
+
+
 @pytest.mark.parametrize("n", [2, 64, 4096, 8192])
 def test_hadamard_transform(n):
     x = rand(2, 3, n)

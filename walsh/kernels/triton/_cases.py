@@ -1,7 +1,8 @@
 """What :mod:`walsh.kernels.triton.compile` compiles: calls on ``meta`` tensors, forward and backward.
 
 Shapes are those of a small model (512 features, 2,048 tokens) and of decoding one token; ``full`` adds dtypes and a
-large model. Nothing is computed: each call only makes its launches known.
+large model. Every configuration of ``configs.json`` is a case of its own, for the target of the device it was measured
+on. Nothing is computed: each call only makes its launches known.
 """
 
 from __future__ import annotations
@@ -13,6 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from walsh.algebra import DIMENSIONS
+from walsh.kernels.triton import _config
+from walsh.kernels.triton._workloads import workload
 
 
 def _module(name: str) -> Any:
@@ -80,17 +85,17 @@ def _hadamard(dtype: torch.dtype, tokens: int, features: int, n: int) -> Iterato
     )
     name = f"hadamard_linear n={n} {dtype} M={tokens}"
     plain, rounded = (None, None, None, None), (codes, scale, q, None)
-    yield name, lambda: hadamard._linear(x, w, alpha, beta, *plain)
+    yield name, lambda: hadamard.linear(x, w, alpha, beta, *plain)
     yield name + " quantize", lambda: hadamard.hadamard_quantize(x, alpha, n, False)
-    yield name + " bit", lambda: hadamard._linear(x, w, alpha, beta, *rounded)
+    yield name + " bit", lambda: hadamard.linear(x, w, alpha, beta, *rounded)
     if tokens > 1:
         needs = (True, True, True, True)
-        yield name + " backward", lambda: hadamard._backward(x, x, w, alpha, beta, *plain, *needs)
-        yield name + " bit backward", lambda: hadamard._backward(x, x, w, alpha, beta, *rounded, *needs)
+        yield name + " backward", lambda: hadamard.backward(x, x, w, alpha, beta, *plain, *needs)
+        yield name + " bit backward", lambda: hadamard.backward(x, x, w, alpha, beta, *rounded, *needs)
 
 
-def _elementwise(dtype: torch.dtype) -> Iterator[Case]:
-    x = tensor(2048, 512, dtype=dtype)
+def _elementwise(dtype: torch.dtype, tokens: int = 2048, features: int = 512) -> Iterator[Case]:
+    x = tensor(tokens, features, dtype=dtype)
     yield f"ternary {dtype}", lambda: ternary._ternary(x, "absmean")
     yield f"ternary_packed {dtype}", lambda: ternary._packed(x, "absmean")
     yield f"quantize_activations {dtype}", lambda: activations.quantize(x, False, False)
@@ -116,29 +121,16 @@ def _attention(dtype: torch.dtype, tokens: int, keys: int) -> Iterator[Case]:
 
 
 def _model_parts(dtype: torch.dtype) -> Iterator[Case]:
-    x, weight, table = tensor(2048, 512, dtype=dtype), tensor(512, dtype=dtype), tensor(8192, 512, dtype=dtype)
+    yield from _norms_and_losses(dtype)
+    x, table = tensor(2048, 512, dtype=dtype), tensor(8192, 512, dtype=dtype)
     ids, kind = tensor(2048, dtype=torch.int64), torch.float64 if dtype == torch.float64 else torch.float32
-    yield f"rms_norm {dtype}", lambda: rms_norm.normalize(x, weight, 1e-6, False)
-    yield f"rms_norm_quantize {dtype}", lambda: rms_norm.normalize_quantize(x, weight, 1e-6, False)
-    yield f"rms_norm {dtype} backward", lambda: rms_norm._backward(x, x, weight, 1e-6)
-    yield f"swiglu {dtype}", lambda: swiglu.gated(x, x, False)
-    yield f"swiglu {dtype} backward", lambda: swiglu._backward(x, x, x)
     heads, angles = tensor(4, 512, 8, 64, dtype=dtype), tensor(512, 32, dtype=kind)
     yield f"rope {dtype}", lambda: rope.rotate(heads, angles, angles, False, False)
     yield f"rope_table {dtype}", lambda: rope.rope_table(ids, tensor(32, dtype=torch.float64), kind, False)
     yield f"embedding {dtype}", lambda: embedding._embedding(ids, table)
     small, importance, indices = tensor(1021, 512, dtype=dtype), tensor(8192, 2), tensor(8192, 2, dtype=torch.int64)
     yield f"hash_embedding {dtype}", lambda: embedding._hash_embedding(ids, [small, small], importance, indices, 2.0)
-    yield f"lm_head {dtype}", lambda: embedding._lm_head(x, table)
-    yield f"lm_head {dtype} backward", lambda: embedding._lm_head_backward(tensor(2048, 8192, dtype=dtype), x, table)
     yield f"hash_lm_head {dtype}", lambda: embedding._hash_head(x, [small, small], importance, indices)
-    logits, sums, number = tensor(2048, 8192, dtype=dtype), tensor(2048, dtype=kind), tensor(dtype=kind)
-    yield f"cross_entropy {dtype}", lambda: cross_entropy._cross_entropy(logits, ids)
-    yield (
-        f"cross_entropy {dtype} backward",
-        lambda: cross_entropy._backward(tensor(dtype=dtype), logits, ids, sums, number),
-    )
-    yield f"linear_cross_entropy {dtype}", lambda: cross_entropy._linear(x, table, ids, 1024, True)
     groups = tensor(2048, dtype=torch.int64), tensor(8193, dtype=torch.int64)
     source, target = embedding.rowwise(x), embedding.rowwise(table)
     yield f"embedding {dtype} backward", lambda: embedding.segment_sum(source, 512, groups, target)
@@ -148,6 +140,26 @@ def _model_parts(dtype: torch.dtype) -> Iterator[Case]:
     )
     dots = tensor(2048, 1, dtype=kind)
     yield f"importance {dtype} backward", lambda: embedding.row_dots(source, target, 512, dots, None, ids)
+
+
+def _norms_and_losses(dtype: torch.dtype, tokens: int = 2048, features: int = 512) -> Iterator[Case]:
+    x, weight = tensor(tokens, features, dtype=dtype), tensor(features, dtype=dtype)
+    table, ids = tensor(8192, features, dtype=dtype), tensor(tokens, dtype=torch.int64)
+    kind = torch.float64 if dtype == torch.float64 else torch.float32
+    yield f"rms_norm {dtype}", lambda: rms_norm.normalize(x, weight, 1e-6, False)
+    yield f"rms_norm_quantize {dtype}", lambda: rms_norm.normalize_quantize(x, weight, 1e-6, False)
+    yield f"rms_norm {dtype} backward", lambda: rms_norm._backward(x, x, weight, 1e-6)
+    yield f"swiglu {dtype}", lambda: swiglu.gated(x, x, False)
+    yield f"swiglu {dtype} backward", lambda: swiglu._backward(x, x, x)
+    logits, sums, number = tensor(tokens, 8192, dtype=dtype), tensor(tokens, dtype=kind), tensor(dtype=kind)
+    yield f"lm_head {dtype}", lambda: embedding._lm_head(x, table)
+    yield f"lm_head {dtype} backward", lambda: embedding._lm_head_backward(logits, x, table)
+    yield f"cross_entropy {dtype}", lambda: cross_entropy._cross_entropy(logits, ids)
+    yield (
+        f"cross_entropy {dtype} backward",
+        lambda: cross_entropy._backward(tensor(dtype=dtype), logits, ids, sums, number),
+    )
+    yield f"linear_cross_entropy {dtype}", lambda: cross_entropy._linear(x, table, ids, 1024, True)
 
 
 def _strict() -> Iterator[Case]:
@@ -215,6 +227,36 @@ def _strict() -> Iterator[Case]:
     yield "uniform.strict", lambda: sampling._uniform(ids, ids)
 
 
+def model_cases(tokens: int, features: int, algebra: str, dtype: torch.dtype) -> Iterator[Case]:
+    """What a model of this width calls in a training step and in decoding one token: what the tuner measures."""
+    for rows in (tokens, 1):
+        if algebra == "hadamard":
+            yield from _hadamard(dtype, rows, features, 32)
+        else:
+            d = DIMENSIONS[algebra]
+            yield from _cayley_dickson(dtype, rows, features, d, "direct")
+            yield from _codes(dtype, rows, features, d)
+            if d > 1:
+                yield from _cayley_dickson(dtype, rows, features, d, "fast")
+        yield from _norms_and_losses(dtype, rows, features)
+    yield from _elementwise(dtype, tokens, features)
+    yield from _attention(dtype, 512, 512)
+    yield from _attention(dtype, 1, 1024)
+
+
+def configured_cases() -> Iterator[tuple[str, str, Callable[[], object]]]:
+    """Target, name and call of every entry of ``configs.json``: what it decides is launched as on its device."""
+    for device, record in sorted(_config.table().items()):
+        for key, entry in sorted(record["configs"].items()):
+            call = workload(_config.Shape.parse(key), torch.device("meta"))
+            yield str(record["target"]), f"{device}: {key}", partial(_with_entry, call, {key: entry})
+
+
+def _with_entry(call: Callable[[], object], entries: dict[str, _config.Entry]) -> None:
+    with _config.given(entries):
+        call()
+
+
 def cases(full: bool) -> Iterator[Case]:
     """Every case, or the selection that continuous integration can afford."""
     dtypes = (torch.bfloat16, torch.float32, *((torch.float16, torch.float64) if full else ()))
@@ -225,7 +267,8 @@ def cases(full: bool) -> Iterator[Case]:
                 yield from _cayley_dickson(dtype, tokens, features, d, "direct")
                 yield from _codes(dtype, tokens, features, d)
             yield from _cayley_dickson(dtype, tokens, features, 8, "fast")
-            for n in (2, 8, 32, 64) if full else (32,):
+            # A tile of 64 blocks in float64 is too large for a program, and refused.
+            for n in (2, 8, 32, *((64,) if dtype != torch.float64 else ())) if full else (32,):
                 yield from _hadamard(dtype, tokens, features, n)
         yield from _model_parts(dtype)
         yield from _attention(dtype, 512, 512)

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from walsh.algebra import FastProduct
 from walsh.kernels.triton._check import row_tile
-from walsh.kernels.triton._config import lookup
+from walsh.kernels.triton._config import configured, shape_of
 from walsh.kernels.triton._device import (
     INTERPRET,
     decode_ternary,
@@ -322,9 +322,6 @@ class Blocks:
     unroll: bool = True
 
 
-SIDES = ("bm", "bn", "bk", "warps", "stages")
-"""What ``configs.json`` holds for a shape."""
-
 TENSOR_CORE_BLOCKS = {
     1: Blocks(128, 64, 64, 8, 3),
     2: Blocks(64, 64, 64, 4, 2),
@@ -411,10 +408,14 @@ def choose_blocks(
     if interpreting():
         bm, bn, bk = (max(16, min(128, next_power_of_two(size))) for size in (rows, cols, reds))
         return Blocks(bm, bn, bk, 4, 1, unroll)
-    measured = lookup(device, "signed_xor", rows, cols, reds, d, dot)
-    if measured is not None:
-        bm, bn, bk, warps, stages = (measured[side] for side in SIDES)
-        return Blocks(bm, bn, bk, warps, stages, unroll)
+    rule = _rule(rows, cols, d, dot, device, fast, unroll)
+    # The fast form holds transformed tiles beside the accumulators: what is best for it is another question.
+    return configured(shape_of("signed_xor_fast" if fast else "signed_xor", (rows, cols, reds), d, dot), device, rule)
+
+
+def _rule(rows: int, cols: int, d: int, dot: torch.dtype, device: torch.device, fast: bool, unroll: bool) -> Blocks:
+    """Tile sizes by rules that were not measured: nothing spills, and small shapes still fill the device."""
+    wide = dot in (torch.float32, torch.float64)
     if wide:
         area = max(256, (2048 if dot == torch.float32 else 1024) // d)
         bm = min(32, 1 << ((area.bit_length() - 1) // 2))

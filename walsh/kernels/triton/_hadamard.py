@@ -1,6 +1,6 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 # mypy: disable-error-code="no-any-return, assignment, var-annotated, misc, import-untyped"
-# ruff: noqa: D403, RUF005, SIM108
+# ruff: noqa: D403, SIM108
 # Triton traces kernels: arguments have no static type, tuples no unpacking, and only the taken branch is compiled.
 """Kernels of the Hadamard linear layer: tiles [n, BM, BK] hold the same features of all n blocks.
 
@@ -140,57 +140,6 @@ def hadamard_linear_kernel(
 
 
 @triton.jit
-def hadamard_weight_kernel(
-    dy,
-    x,
-    part,
-    out_scale,
-    in_scale,
-    x_scale,
-    rows,
-    cols,
-    reds,
-    dy_row,
-    x_row,
-    share,
-    N: tl.constexpr,
-    NORM: tl.constexpr,
-    OUT_SCALE: tl.constexpr,
-    IN_SCALE: tl.constexpr,
-    CODES: tl.constexpr,
-    DOT: tl.constexpr,
-    ACC: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-):
-    """part [split, n, cols, reds] = sum over this split's rows of dz_g^T v_g, dz = H(out_scale dy), v = H(in_scale x).
-
-    CODES: x holds the rounded v already, with a scale per row.
-    """
-    tile = tl.program_id(0)
-    red_tiles = tl.cdiv(reds, BK)
-    col = (tile // red_tiles) * BN + tl.arange(0, BN)
-    red = (tile % red_tiles) * BK + tl.arange(0, BK)
-    split = tl.program_id(1)
-    first = split * share
-    last = tl.minimum(first + share, rows)
-    acc = tl.zeros((N, BN, BK), ACC)
-    for start in range(first, last, BM):
-        row = start + tl.arange(0, BM)
-        dz = load_blocks(dy, out_scale, row, col, cols, dy_row, 1, last, cols, cols, N, OUT_SCALE, True, NORM, ACC)
-        v = load_blocks(x, in_scale, row, red, reds, x_row, 1, last, reds, reds, N, IN_SCALE, not CODES, NORM, ACC)
-        if CODES:
-            unit = tl.load(x_scale + row, mask=row < last, other=1.0)[None, :, None]
-            v = divide(v.to(unit.dtype), tl.broadcast_to(unit, (N, BM, BK)))
-        acc = multiply(tl.permute(operand(dz, DOT), (0, 2, 1)), operand(v, DOT), acc, ACC)
-    g = tl.arange(0, N)[:, None, None]
-    inside = (col[None, :, None] < cols) & (red[None, None, :] < reds)
-    index = (split.to(tl.int64) * N + g) * cols * reds + col.to(tl.int64)[None, :, None] * reds + red[None, None, :]
-    tl.store(part + index, acc, mask=inside)
-
-
-@triton.jit
 def hadamard_quantize_kernel(
     x,
     codes,
@@ -228,41 +177,3 @@ def hadamard_quantize_kernel(
     if RECIPROCAL:
         scale = divide(tl.full((BM,), 1.0, ACC), scale)
     tl.store(scales + row, scale, mask=row < rows)
-
-
-@triton.jit
-def transform_last_kernel(x, y, rows, N: tl.constexpr, NORM: tl.constexpr, ROWS: tl.constexpr, ACC: tl.constexpr):
-    """The transform of ROWS contiguous rows of N; a program reads all of its tile before it writes, so y may be x."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    index = row.to(tl.int64)[:, None] * N + tl.arange(0, N)[None, :]
-    v = tl.load(x + index, mask=row[:, None] < rows, other=0).to(ACC)
-    v = tl.reshape(butterflies(tl.reshape(v, (ROWS * N,)), ROWS, N, 1), (ROWS, N))
-    if NORM != 1.0:
-        v = v * NORM
-    tl.store(y + index, narrow(v, y.dtype.element_ty), mask=row[:, None] < rows)
-
-
-@triton.jit
-def transform_strided_kernel(
-    x, y, count, inner, N: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr, ACC: tl.constexpr
-):
-    """The transform along the middle axis of [outer, N, inner], count = outer * inner: a lane owns its N values."""
-    lane = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    base = (lane // inner) * (inner * N) + lane % inner
-    mask = lane < count
-    values = ()
-    for i in tl.static_range(N):
-        values = values + (tl.load(x + base + i * inner, mask=mask, other=0).to(ACC),)
-    for stage in tl.static_range(8):
-        if (1 << stage) < N:
-            for i in tl.static_range(N):
-                if (i & (1 << stage)) == 0:
-                    a = values[i]
-                    b = values[i + (1 << stage)]
-                    values = values[:i] + (a + b,) + values[i + 1 :]
-                    values = values[: i + (1 << stage)] + (a - b,) + values[i + (1 << stage) + 1 :]
-    for i in tl.static_range(N):
-        v = values[i]
-        if NORM != 1.0:
-            v = v * NORM
-        tl.store(y + base + i * inner, narrow(v, y.dtype.element_ty), mask=mask)

@@ -17,8 +17,9 @@ import triton.language as tl
 from torch import Tensor
 
 from walsh.kernels.triton._check import require_float, require_nonempty_row, row_tile, rows
+from walsh.kernels.triton._config import Rows, configured, shape_of
 from walsh.kernels.triton._device import divide, narrow, rint, widen
-from walsh.kernels.triton._launch import cdiv, launch, require_device
+from walsh.kernels.triton._launch import cdiv, interpreting, launch, require_device
 from walsh.kernels.triton._ops import operation
 
 
@@ -95,20 +96,23 @@ def quantize(x: Tensor, fake: bool, reciprocal: bool) -> tuple[Tensor, Tensor]:
     x = x.contiguous()
     out, scale = _fake(x, fake, reciprocal)
     count, columns = rows(x), x.shape[-1]
-    tile, block = row_tile(count, columns)
+    tile = Rows(*row_tile(count, columns))
+    if not interpreting():
+        tile = configured(shape_of("quantize_activations", (count, columns, 1), 1, x.dtype), x.device, tile)
     launch(
         quantize_kernel,
-        (cdiv(count, tile),),
+        (cdiv(count, tile.rows),),
         x,
         out,
         scale,
         count,
         columns,
+        warps=tile.warps,
         fusion=False,
         FAKE=fake,
         RECIPROCAL=reciprocal,
-        ROWS=tile,
-        BLOCK=block,
+        ROWS=tile.rows,
+        BLOCK=tile.block,
     )
     return out, scale
 

@@ -12,6 +12,7 @@ split over programs. Gradients take two launches.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ from walsh.kernels.triton._check import (
     require_range,
     require_shape,
 )
+from walsh.kernels.triton._config import Tile, configured, shape_of
 from walsh.kernels.triton._gemm import _TRITON_TYPES, accumulator, dot_dtype
 from walsh.kernels.triton._launch import cdiv, interpreting, launch, next_power_of_two, processors, require_device
 from walsh.kernels.triton._ops import operation
@@ -39,21 +41,28 @@ def _unit_features(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] < 2 else x.contiguous()
 
 
-def _tiles(tokens: int, keys: int, dot: torch.dtype) -> tuple[int, int]:
-    """Queries and keys per tile."""
+def _tile(op: str, q: Tensor, keys: int, dot: torch.dtype) -> Tile:
+    """Queries and keys per tile and warps: measured on this device, or by rule."""
+    tokens, features = q.shape[1], q.shape[3]
     if interpreting():
-        return max(1, min(128, next_power_of_two(tokens))), max(1, min(128, next_power_of_two(keys)))
+        return Tile(max(1, min(128, next_power_of_two(tokens))), max(1, min(128, next_power_of_two(keys))))
     wide = dot in (torch.float32, torch.float64)
-    return max(16, min(16 if wide else 32, next_power_of_two(tokens))), 32
+    side = 16 if wide else 32
+    if op == "attention":
+        rule = Tile(max(16, min(side, next_power_of_two(tokens))), 32)
+    else:
+        # Two tiles of scores and up to four of features are live at once.
+        rule = Tile(side, side, 8 if wide else 4)
+    return configured(shape_of(op, (tokens, keys, features), 1, dot), q.device, rule)
 
 
-def _splits(batch: int, tokens: int, heads: int, keys: int, tile: tuple[int, int], device: torch.device) -> int:
+def _splits(batch: int, tokens: int, heads: int, keys: int, tile: Tile, device: torch.device) -> int:
     """Programs that share the keys of one query: only while decoding, and only to fill the device."""
-    if tokens > tile[0] or tokens > 16:
+    if tokens > tile.queries or tokens > 16:
         return 1
     if interpreting():
         return 2 if keys >= 48 else 1
-    return max(1, min(cdiv(2 * processors(device), max(1, batch * heads)), cdiv(keys, 2 * tile[1]), 32))
+    return max(1, min(cdiv(2 * processors(device), max(1, batch * heads)), cdiv(keys, 2 * tile.keys), 32))
 
 
 def _fake(q, k, v, k_worth, v_worth, positions):
@@ -72,9 +81,9 @@ def attend(
     keys = k.shape[1]
     q, k, v, positions = _unit_features(q), _unit_features(k), _unit_features(v), positions.contiguous()
     dot = dot_dtype(q, k, v)
-    tile = _tiles(tokens, keys, dot)
+    tile = _tile("attention", q, keys, dot)
     splits = _splits(batch, tokens, heads, keys, tile, q.device)
-    share = cdiv(cdiv(keys, splits), tile[1]) * tile[1]
+    share = cdiv(cdiv(keys, splits), tile.keys) * tile.keys
     maxima = None
     target, sums = o, lse
     if splits > 1:
@@ -84,7 +93,7 @@ def attend(
     size = max(16, next_power_of_two(features))
     launch(
         attention_kernel,
-        (cdiv(tokens, tile[0]), batch * heads, splits),
+        (cdiv(tokens, tile.queries), batch * heads, splits),
         q,
         k,
         v,
@@ -105,14 +114,14 @@ def attend(
         *((0, 0, 0) if k_worth is None else k_worth.stride()[:3]),
         p_batch,
         share,
-        warps=4,
-        stages=2,
+        warps=tile.warps,
+        stages=tile.stages,
         SPLIT=splits > 1,
         QUANTIZED=k_worth is not None,
         DOT=_TRITON_TYPES[dot],
         ACC=_TRITON_TYPES[accumulator(dot)],
-        BT=tile[0],
-        BS=tile[1],
+        BT=tile.queries,
+        BS=tile.keys,
         BD=size,
     )
     if splits > 1:
@@ -136,23 +145,15 @@ def _backward(
     size = max(16, next_power_of_two(features))
     delta = torch.empty_like(lse)
     dot = dot_dtype(q, k, v)
-    tile, wide = _tiles(tokens, keys, dot), dot in (torch.float32, torch.float64)
-    if not interpreting():
-        # Two tiles of scores and up to four of features are live at once.
-        side = 16 if wide else 32
-        tile = side, side
     scalars = (tokens, keys, heads, features, 1 / math.sqrt(features), 0 if positions.ndim == 1 else tokens)
-    constants = {
-        "warps": 8 if wide else 4,
-        "DOT": _TRITON_TYPES[dot],
-        "ACC": _TRITON_TYPES[accumulator(dot)],
-        "BT": tile[0],
-        "BS": tile[1],
-        "BD": size,
-    }
+    types: dict[str, Any] = {"DOT": _TRITON_TYPES[dot], "ACC": _TRITON_TYPES[accumulator(dot)], "BD": size}
     shared = (q, k, v, do, positions, lse, delta)
-    launch(attention_dq_kernel, (cdiv(tokens, tile[0]), batch * heads), *shared, dq, *scalars, **constants)
-    launch(attention_dkv_kernel, (cdiv(keys, tile[1]), batch * heads), *shared, dk, dv, *scalars, **constants)
+    tile = _tile("attention_dq", q, keys, dot)
+    chosen: dict[str, Any] = {"warps": tile.warps, "stages": tile.stages, "BT": tile.queries, "BS": tile.keys}
+    launch(attention_dq_kernel, (cdiv(tokens, tile.queries), batch * heads), *shared, dq, *scalars, **types, **chosen)
+    tile = _tile("attention_dkv", q, keys, dot)
+    chosen = {"warps": tile.warps, "stages": tile.stages, "BT": tile.queries, "BS": tile.keys}
+    launch(attention_dkv_kernel, (cdiv(keys, tile.keys), batch * heads), *shared, dk, dv, *scalars, **types, **chosen)
     return dq, dk, dv
 
 

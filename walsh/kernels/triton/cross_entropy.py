@@ -27,6 +27,7 @@ from walsh.kernels.triton._check import (
     require_shape,
     rows,
 )
+from walsh.kernels.triton._config import Rows, configured, shape_of
 from walsh.kernels.triton._device import exponential, narrow, widen
 from walsh.kernels.triton._gemm import Operand
 from walsh.kernels.triton._launch import INTERPRET, cdiv, interpreting, launch, next_power_of_two, require_device
@@ -94,10 +95,14 @@ def _row_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     count, vocabulary = logits.shape
     kind = accumulate_dtype(logits)
     losses, sums = logits.new_empty((count,), dtype=kind), logits.new_empty((count,), dtype=kind)
-    block = min(next_power_of_two(vocabulary), 1 << 13 if interpreting() else 2048)
-    tile = min(next_power_of_two(count), max(1, (1 << 16) // block)) if interpreting() else 1
+    if interpreting():
+        block = min(next_power_of_two(vocabulary), 1 << 13)
+        tile = Rows(min(next_power_of_two(count), max(1, (1 << 16) // block)), block)
+    else:
+        rule = Rows(1, min(next_power_of_two(vocabulary), 2048))
+        tile = configured(shape_of("log_sum", (count, vocabulary, 1), 1, logits.dtype), logits.device, rule)
     args = (logits, targets, losses, sums, count, vocabulary)
-    launch(log_sum_kernel, (cdiv(count, tile),), *args, ROWS=tile, BLOCK=block)
+    launch(log_sum_kernel, (cdiv(count, tile.rows),), *args, warps=tile.warps, ROWS=tile.rows, BLOCK=tile.block)
     return losses, sums
 
 
@@ -113,9 +118,13 @@ def _logits_gradient(
     logits: Tensor, targets: Tensor, sums: Tensor, upstream: Tensor, number: Tensor, out: Tensor
 ) -> Tensor:
     count, vocabulary = logits.shape
-    block = min(next_power_of_two(vocabulary), 1 << 14 if interpreting() else 2048)
+    tile = Rows(1, min(next_power_of_two(vocabulary), 1 << 14 if interpreting() else 2048))
+    if not interpreting():
+        shape = shape_of("logits_gradient", (count, vocabulary, 1), 1, logits.dtype)
+        tile = configured(shape, logits.device, tile)
     args = (logits, targets, sums, upstream, number, out, count, vocabulary)
-    launch(logits_gradient_kernel, (count, cdiv(vocabulary, block)), *args, BLOCK=block)
+    grid = (count, cdiv(vocabulary, tile.block))
+    launch(logits_gradient_kernel, grid, *args, warps=tile.warps, BLOCK=tile.block)
     return out
 
 

@@ -25,6 +25,7 @@ from walsh.kernels.triton._check import (
     require_optional,
     rows,
 )
+from walsh.kernels.triton._config import Rows, configured, shape_of
 from walsh.kernels.triton._device import divide, hsum, narrow, root, widen
 from walsh.kernels.triton._gemm import reduce_parts
 from walsh.kernels.triton._launch import cdiv, interpreting, launch, next_power_of_two, processors, require_device
@@ -109,10 +110,13 @@ def rms_norm_backward_kernel(
     tl.store(part + flat, tl.sum(total, 0), mask=tl.arange(0, BLOCK) < cols)
 
 
-def _tile(count: int, cols: int) -> tuple[int, int]:
+def _tile(op: str, x: Tensor, widest: int) -> Rows:
+    """Rows of a program, each held whole, and warps: by rule 8 for rows of more than ``widest`` features, else 4."""
+    count, cols = rows(x), x.shape[-1]
     block = next_power_of_two(cols)
     room = 1 << 16 if interpreting() else 4096
-    return max(1, min(next_power_of_two(count), room // block)), block
+    rule = Rows(max(1, min(next_power_of_two(count), room // block)), block, 8 if block > widest else 4)
+    return rule if interpreting() else configured(shape_of(op, (count, cols, 1), 1, x.dtype), x.device, rule)
 
 
 def _launch_forward(
@@ -120,24 +124,24 @@ def _launch_forward(
 ) -> None:
     x = x.contiguous()
     count, cols = rows(x), x.shape[-1]
-    tile, block = _tile(count, cols)
+    tile = _tile("rms_norm", x, 4096)
     launch(
         rms_norm_kernel,
-        (cdiv(count, tile),),
+        (cdiv(count, tile.rows),),
         x,
         weight.contiguous(),
         out,
         scale,
         count,
         cols,
-        warps=8 if block > 4096 else 4,
+        warps=tile.warps,
         fusion=not strict and scale is None,
         EPS=eps,
         STRICT=strict,
         QUANTIZE=scale is not None,
         RECIPROCAL=reciprocal,
-        ROWS=tile,
-        BLOCK=block,
+        ROWS=tile.rows,
+        BLOCK=tile.block,
     )
 
 
@@ -163,8 +167,8 @@ def _backward(dy: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor
     dx, dweight = _fake_backward(dy, x, weight, eps)
     dy, x = dy.contiguous(), x.contiguous()
     count, cols = rows(x), x.shape[-1]
-    tile, block = _tile(count, cols)
-    share = cdiv(cdiv(max(1, count), 2 * processors(x.device)), tile) * tile
+    tile = _tile("rms_norm_backward", x, 2048)
+    share = cdiv(cdiv(max(1, count), 2 * processors(x.device)), tile.rows) * tile.rows
     programs = max(1, cdiv(count, share))
     part = x.new_empty((programs, 1, 1, cols), dtype=accumulate_dtype(x, weight))
     launch(
@@ -178,10 +182,10 @@ def _backward(dy: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor
         count,
         cols,
         share,
-        warps=8 if block > 2048 else 4,
+        warps=tile.warps,
         EPS=eps,
-        ROWS=tile,
-        BLOCK=block,
+        ROWS=tile.rows,
+        BLOCK=tile.block,
     )
     reduce_parts(part, dweight[None, None])
     return dx, dweight

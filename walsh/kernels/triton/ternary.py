@@ -19,6 +19,7 @@ from torch import Tensor
 
 from walsh.errors import DTypeError, FormatError, NonFiniteError, ParameterError, ShapeError
 from walsh.kernels.triton._check import require_float, require_rule, require_ternary, rows
+from walsh.kernels.triton._config import Rows, configured, shape_of
 from walsh.kernels.triton._device import decode_ternary, widen
 from walsh.kernels.triton._launch import (
     cdiv,
@@ -141,6 +142,12 @@ def flat_block(count: int) -> int:
     return min(next_power_of_two(count), 1 << 16) if interpreting() else 1024
 
 
+def _tile(op: str, w: Tensor, count: int) -> Rows:
+    """Elements and warps of a program of the second pass; the first one's stay fixed, since gamma depends on them."""
+    rule = Rows(1, flat_block(count))
+    return rule if interpreting() else configured(shape_of(op, (count, 1, 1), 1, w.dtype), w.device, rule)
+
+
 def _gamma_dtype(w: Tensor) -> torch.dtype:
     return torch.float64 if w.dtype == torch.float64 else torch.float32
 
@@ -154,22 +161,23 @@ def _ternary(w: Tensor, rule: str) -> tuple[Tensor, Tensor]:
     """Codes, and float64 [gamma, mean(abs(w))]: two launches."""
     require_device(w)
     w = w.contiguous()
-    count, block = w.numel(), flat_block(w.numel())
+    count, tile = w.numel(), _tile("ternary", w, w.numel())
     partial = _abs_sums(w)
     q, gamma = w.new_empty(w.shape, dtype=torch.int8), w.new_empty((2,), dtype=torch.float64)
     launch(
         ternary_kernel,
-        (cdiv(count, block),),
+        (cdiv(count, tile.block),),
         w,
         partial,
         q,
         gamma,
         count,
         partial.numel(),
+        warps=tile.warps,
         fusion=False,
         ROUND=rule == "round",
         PARTIALS=next_power_of_two(partial.numel()),
-        BLOCK=block,
+        BLOCK=tile.block,
     )
     return q, gamma
 
@@ -196,10 +204,10 @@ def _packed(w: Tensor, rule: str) -> tuple[Tensor, Tensor]:
     packed, gamma = _fake_packed(w, rule)
     w = w.contiguous()
     partial, size = _abs_sums(w), packed.numel()
-    block = flat_block(size)
+    tile = _tile("ternary_packed", w, size)
     launch(
         ternary_pack_kernel,
-        (cdiv(size, block),),
+        (cdiv(size, tile.block),),
         w,
         partial,
         packed,
@@ -209,10 +217,11 @@ def _packed(w: Tensor, rule: str) -> tuple[Tensor, Tensor]:
         w.shape[-1],
         packed.shape[-1],
         size,
+        warps=tile.warps,
         fusion=False,
         ROUND=rule == "round",
         PARTIALS=next_power_of_two(partial.numel()),
-        BLOCK=block,
+        BLOCK=tile.block,
     )
     return packed, gamma
 

@@ -1,114 +1,182 @@
 # mypy: disable-error-code="import-untyped"
 # Triton ships no type information.
-"""Measure tile sizes of the product kernel on this machine's GPU and store the best in ``configs.json``.
+"""Measure block sizes on this machine's GPU and store the best in ``configs.json`` under the device's name.
 
-    python -m walsh.kernels.triton.tune --rows 2048 --features 4096 --algebra octonion --dtype bfloat16
+    python -m walsh.kernels.triton.tune --rows 2048 --features 512 --algebra octonion --dtype bfloat16
 
-For the shape (M, N, K, D, dtype) of a square layer's forward, which is also that of its gradient of x, and for that of
-its gradient of w, the candidates are pruned to those whose accumulators fit the registers and whose tiles fit the
-shape; each is timed, and the fastest is written under the device's name. Nothing is written without a GPU.
+What is tuned are the choices that a model of this width makes in training and in decoding one token: its calls are
+recorded without being run, and every shape that they ask the table for is measured with
+:func:`walsh.kernels.triton._workloads.workload`. The candidates are pruned by shape and registers, timed once, and the
+best quarter of them again, longer. The rule's own choice stays unless another is faster by more than the noise, and
+then there is no entry: a table of what was learned. Nothing is written without a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
 from walsh.algebra import DIMENSIONS
 from walsh.errors import BackendError
-from walsh.kernels.triton import _config, _gemm, _launch
-from walsh.kernels.triton._gemm import Blocks, Operand, choose_blocks, signed_xor_product, weight_operand
+from walsh.kernels.triton import _config, _launch
+from walsh.kernels.triton._config import Entry, Shape
+from walsh.kernels.triton._workloads import candidates, workload
 
-_TILES = (16, 32, 64, 128)
+Option = TypeVar("Option")
 
+Timer = Callable[[Callable[[], object], int], float]
+"""Median time of a call, from a budget in milliseconds."""
 
-def candidates(rows: int, cols: int, reds: int, d: int, dtype: torch.dtype) -> Iterator[Blocks]:
-    """Blocks worth timing for a shape: no tile larger than the shape, at most 128 accumulator registers per thread."""
-    wide = dtype in (torch.float32, torch.float64)
-    for bm in _TILES:
-        for bn in _TILES:
-            for bk in (16, 32) if wide or d > 2 else (32, 64, 128):
-                for warps in (4, 8):
-                    room = 128 * 32 * warps // (2 if dtype == torch.float64 else 1)
-                    tall = bm > max(16, 2 * rows) or bn > max(16, 2 * cols) or bk > max(16, 2 * reds)
-                    if tall or d * bm * bn > room or d * bm * bn < 32 * warps:
-                        continue
-                    for stages in (1, 2) if wide else (2, 3):
-                        yield Blocks(bm, bn, bk, warps, stages, d <= 2 or (d <= 8 and not wide))
+MARGIN = 0.03
+"""How much faster than the rule's choice another must be: below that it is noise."""
+
+SHORT, LONG = 10, 100
+"""Milliseconds for every candidate, and for those that were best."""
 
 
-def measure(run: Callable[[Blocks], None], options: Iterator[Blocks]) -> tuple[Blocks, float] | None:
-    """The fastest of these and its median time in milliseconds; those that do not compile or launch are skipped."""
+def search(rule: Option, options: Iterable[Option], seconds: Callable[[Option, int], float]) -> Option:
+    """The fastest option, or ``rule`` if none is faster than it by :data:`MARGIN`.
+
+    Args:
+        rule: what is chosen without measuring; timed like the others.
+        options: the candidates, with or without ``rule``.
+        seconds: time of an option from a budget; raises for one that does not compile or does not fit the device.
+    """
+
+    def time(those: Iterable[int], budget: int) -> list[tuple[float, int]]:
+        found = []
+        for place in those:
+            try:
+                found.append((seconds(every[place], budget), place))
+            except Exception as error:  # whatever a compiler or a driver raises, the next candidate may work
+                print(f"  {every[place]}: {type(error).__name__}")
+        return sorted(found)
+
+    every = [rule, *(option for option in options if option != rule)]
+    first = time(range(len(every)), SHORT)
+    best = {place for _, place in first[: max(4, len(first) // 4)]}
+    second = time(sorted(best | {0}), LONG)
+    times = {place: value for value, place in second}
+    if not second or (0 in times and second[0][0] >= times[0] * (1 - MARGIN)):
+        return rule
+    return every[second[0][1]]
+
+
+def wanted(rows: int, features: int, algebra: str, dtype: torch.dtype) -> list[Shape]:
+    """The shapes that a model of this width asks the table for, in training on ``rows`` tokens and in decoding."""
+    from walsh.kernels.triton import _cases
+
+    with _launch.record_launches(), _config.asked() as shapes:
+        for _, call in _cases.model_cases(rows, features, algebra, dtype):
+            call()
+    return list(shapes)
+
+
+def tune_shape(shape: Shape, device: torch.device, timer: Timer) -> Entry | None:
+    """The entry of one shape, or None where the rule's choice is not beaten.
+
+    Args:
+        shape: what is tuned.
+        device: where the workload runs.
+        timer: measures a call; another one in tests.
+    """
+    call = workload(shape, device)
+    with _config.given({}), _config.asked() as shapes:
+        call()
+    rule = shapes[shape]
+
+    def seconds(choice: Any, budget: int) -> float:
+        with _config.given({shape.key: entry_of(choice)}):
+            return timer(call, budget)
+
+    choice = search(rule, candidates(shape, rule), seconds)
+    return None if choice == rule else entry_of(choice)
+
+
+def entry_of(choice: Any) -> Entry:
+    """The numbers of a choice, as the table holds them; flags follow from the shape."""
+    return {name: value for name, value in asdict(choice).items() if type(value) is int}
+
+
+def gpu_timer(call: Callable[[], object], budget: int) -> float:
+    """Median time in milliseconds on the GPU."""
     from triton.testing import do_bench
 
-    best: tuple[Blocks, float] | None = None
-    for blocks in options:
-        try:
-            run(blocks)
-            milliseconds = float(do_bench(lambda b=blocks: run(b), return_mode="median"))
-        except Exception as error:
-            print(f"  {blocks}: {type(error).__name__}")
-            continue
-        if best is None or milliseconds < best[1]:
-            best = blocks, milliseconds
-    return best
+    return float(do_bench(call, warmup=max(1, budget // 4), rep=budget, return_mode="median"))
 
 
-def tune_layer(rows: int, features: int, d: int, dtype: torch.dtype, device: torch.device) -> dict[str, dict[str, int]]:
-    """Entries of ``configs.json`` for a square layer: forward, dX (the same shape) and dW."""
-    from walsh.algebra import fast_backward_w, fast_forward
-
-    size = features // d
-    x = torch.randn(rows, features, device=device).to(dtype)
-    w = torch.randn(d, size, size, device=device).to(dtype)
-    y, part = torch.empty_like(x), torch.empty(d, size, size, device=device, dtype=torch.float32)
-    by_token = Operand(x, size, features, 1)
-
-    def forward(blocks: Blocks) -> None:
-        out = Operand(y, size, features, 1)
-        signed_xor_product(by_token, weight_operand(w), (rows, size, size), fast_forward(d), out, blocks=blocks)
-
-    def gradient(blocks: Blocks) -> None:
-        across, out = Operand(x, size, 1, features), Operand(part, size * size, size, 1)
-        signed_xor_product(across, across, (size, size, rows), fast_backward_w(d), out, blocks=blocks)
-
-    found: dict[str, dict[str, int]] = {}
-    for run, shape in ((forward, (rows, size, size)), (gradient, (size, size, rows))):
-        best = measure(run, candidates(*shape, d, dtype))
-        if best is None:
-            continue
-        key = _config.key("signed_xor", *shape, d, dtype)
-        chosen = choose_blocks(*shape, d, dtype, torch.device("meta"))
-        print(f"{key}: {best[0]} {best[1]:.4f} ms (by rule: {chosen})")
-        found[key] = {side: int(getattr(best[0], side)) for side in _gemm.SIDES}
-    return found
+def target_name(device: torch.device) -> str:
+    """The name of the compiler's target for this device, such as ``sm_90`` or ``gfx942``."""
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return str(properties.gcnArchName).split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
 
 
-def main() -> int:
-    """Tune one layer on this machine's GPU.
+def store(path: Path, device: str, target: str, entries: Mapping[str, Entry], dropped: Iterable[str] = ()) -> None:
+    """Write entries into the table under this device, and take out those that no longer beat the rule."""
+    document = json.loads(path.read_text())
+    document["note"] = "Measured by walsh.kernels.triton.tune, by device and shape; other shapes go by rule."
+    record = document["devices"].setdefault(device, {"configs": {}})
+    record["target"] = target
+    record["configs"].update({key: dict(entry) for key, entry in entries.items()})
+    for key in dropped:
+        record["configs"].pop(key, None)
+    path.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
+    _config.table.cache_clear()
+
+
+def tune(shapes: Iterable[Shape], device: torch.device, timer: Timer) -> Iterator[tuple[Shape, Entry | None]]:
+    """Each shape with its entry, or with None where the rule stays."""
+    for shape in shapes:
+        entry = tune_shape(shape, device, timer)
+        print(f"{shape.key}: {entry or 'by rule'}", flush=True)
+        yield shape, entry
+
+
+def tune_here(shapes: Iterable[Shape]) -> int:
+    """Tune shapes on this machine's GPU and store what was found.
+
+    Returns:
+        The number of entries that the table now has for them.
 
     Raises:
         BackendError: there is no GPU, or kernels are interpreted.
     """
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rows", type=int, default=2048, help="tokens M")
-    parser.add_argument("--features", type=int, default=4096, help="K = N, all components together")
-    parser.add_argument("--algebra", choices=sorted(DIMENSIONS), default="octonion")
-    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
-    arguments = parser.parse_args()
     if not torch.cuda.is_available() or _launch.INTERPRET:
         raise BackendError("there is no GPU here, or TRITON_INTERPRET is set: tiles are measured on real hardware only")
-    device, d = torch.device("cuda"), DIMENSIONS[arguments.algebra]
-    features = math.ceil(arguments.features / d) * d
-    entries = tune_layer(arguments.rows, features, d, getattr(torch, arguments.dtype), device)
-    document = json.loads(_config.PATH.read_text())
-    document["devices"].setdefault(torch.cuda.get_device_name(device), {}).update(entries)
-    document["note"] = "Measured by walsh.kernels.triton.tune, by device name and shape; other shapes go by rule."
-    _config.PATH.write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
+    device = torch.device("cuda")
+    count = 0
+    for shape, entry in tune(shapes, device, gpu_timer):
+        # Stored one by one: a run that is cut off keeps what it measured.
+        entries, dropped = ({shape.key: entry}, ()) if entry else ({}, (shape.key,))
+        store(_config.PATH, torch.cuda.get_device_name(device), target_name(device), entries, dropped)
+        count += bool(entry)
+    return count
+
+
+def main() -> int:
+    """Tune the shapes of one model on this machine's GPU."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rows", type=int, default=2048, help="tokens M of a training step")
+    parser.add_argument("--features", type=int, default=512, help="width of the model, all components together")
+    parser.add_argument("--algebra", choices=[*sorted(DIMENSIONS), "hadamard"], default="octonion")
+    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
+    parser.add_argument("--list", action="store_true", help="print the shapes and the candidates of each; needs no GPU")
+    arguments = parser.parse_args()
+    dtype = getattr(torch, arguments.dtype)
+    shapes = wanted(arguments.rows, arguments.features, arguments.algebra, dtype)
+    if arguments.list:
+        for shape in shapes:
+            print(shape.key)
+        return 0
+    print(f"{tune_here(shapes)} of {len(shapes)} shapes have an entry now; commit {_config.PATH.name}")
     return 0
 
 
