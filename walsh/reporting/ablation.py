@@ -87,6 +87,7 @@ def draw_bytes(found: Sequence[Comparison]) -> Figure:
         axes.plot(sizes[:1], [one.mean], "_", color=colour, ms=22, mew=2.5, label=one.variant)
     axes.legend(frameon=False)
     axes.margins(x=0.3)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     return figure
 
 

@@ -38,11 +38,13 @@ def write_analysis(found: Analysis, config: WalshConfig, title: str, folder: Pat
 
 
 def draw(found: Analysis, config: WalshConfig, title: str) -> Figure:
-    """The figure: two heat maps above, mixers (if any) and norms below."""
+    """The figure: two heat maps above, mixers (if there are any) and norms below."""
     n, layers = config.dimension, config.n_layer
     figure = Figure(figsize=(11, 3.6 + 0.34 * (2 * layers + 1)), layout="constrained")
     figure.suptitle(f"{title}: {config.algebra}, {layers} layers, {config.n_embd} wide, on {found.tokens:,} tokens")
-    (energy, zeros), (mixer, norms) = figure.subplots(2, 2)
+    # One character a place: energy and zeros above, mixers and norms below.
+    places = figure.subplot_mosaic("EZ;NN" if found.mixer is None else "EZ;MN")
+    energy, zeros, norms = places["E"], places["Z"], places["N"]
     names = ["embedding", *(f"block {layer}" for layer in range(layers))]
     what = "frequency g" if config.algebra == "hadamard" else "component"
     spread = max(float(np.abs(np.log2(found.energy)).max()), 0.1)
@@ -51,19 +53,20 @@ def draw(found: Analysis, config: WalshConfig, title: str) -> Figure:
     if np.isfinite(found.zeros).any():
         _heat(zeros, found.zeros, names[1:], [n.split(".")[1] for n in LINEARS], "viridis", None, "fraction")
         zeros.set_title("zeros among the ternary weights")
+        if layers <= 12:
+            _write_numbers(zeros, found.zeros)
     else:
         _nothing(zeros, "weights are not ternary")
     if found.mixer is not None:
+        mixer = places["M"]
         _heat(mixer, found.mixer, names[1:], list(map(str, range(n))), "magma", (0.0, None), "relative norm")
         mixer.set(title="how far each mixer block went from its beginning", xlabel=what)
-    else:
-        _nothing(mixer, "heads are not mixed")
     low, middle, high = found.norms.T
-    places = np.arange(len(names))
-    norms.fill_between(places, low, high, alpha=0.25, color="#1f5fa8", lw=0, label="5 % to 95 % of tokens")
-    norms.plot(places, middle, "o-", color="#1f5fa8", ms=4, label="median token")
+    depth = np.arange(len(names))
+    norms.fill_between(depth, low, high, alpha=0.25, color="#1f5fa8", lw=0, label="5 % to 95 % of tokens")
+    norms.plot(depth, middle, "o-", color="#1f5fa8", ms=4, label="median token")
     norms.set(title="root mean square of the stream", yscale="log")
-    norms.set_xticks(places, names, rotation=30, ha="right")
+    norms.set_xticks(depth, names, rotation=30, ha="right")
     norms.grid(alpha=0.25)
     norms.legend(frameon=False)
     return figure
@@ -87,6 +90,14 @@ def _heat(
     axes.figure.colorbar(image, ax=axes, label=label, pad=0.02)
 
 
+def _write_numbers(axes: Axes, values: Table) -> None:
+    """Each value in its cell, dark on light and light on dark: colours show a difference, numbers how small it is."""
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    for (row, column), value in np.ndenumerate(values):
+        colour = "black" if value > middle else "white"
+        axes.text(column, row, f"{value:.3f}", ha="center", va="center", color=colour, fontsize=8)
+
+
 def _nothing(axes: Axes, why: str) -> None:
     axes.text(0.5, 0.5, why, ha="center", va="center", transform=axes.transAxes, color="#777777")
     axes.set_axis_off()
@@ -99,7 +110,10 @@ def _sections(found: Analysis, config: WalshConfig, figure: Figure) -> list[cont
     picture = content.Figure(
         svg[svg.index("<svg") :], "Component energy, zeros, mixers and norms by layer.", "analysis"
     )
-    counts = [(p.name, f"{p.parameters:,}", f"{p.ternary:,}") for p in count_parts(config)]
+    counts = [
+        (part.name, *(content.Cell(f"{number:,}", number) for number in (part.parameters, part.ternary)))
+        for part in count_parts(config)
+    ]
     assert {name for name, *_ in counts} <= set(PARTS)
     linear = [[layer, *_numbers(row)] for layer, row in enumerate(found.zeros)]
     energy = [[name, *_numbers(row)] for name, row in zip(_stream(config), found.energy, strict=True)]
@@ -124,4 +138,4 @@ def _stream(config: WalshConfig) -> list[str]:
 
 
 def _numbers(row: Any) -> list[content.Cell]:
-    return [content.number(float(value)) if np.isfinite(value) else content.Cell("-") for value in row]
+    return [content.Cell(f"{value:.3f}", float(value)) if np.isfinite(value) else content.Cell("-") for value in row]
