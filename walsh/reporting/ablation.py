@@ -60,12 +60,13 @@ def _table(config: AblationConfig, found: Sequence[Comparison]) -> content.Table
     rows: list[list[object]] = []
     for one in found:
         run = one.runs[0]
+        minutes = float(np.mean([run.seconds for run in one.runs])) / 60
         interval = "" if math.isnan(one.low) else f"[{one.low:+.4f}, {one.high:+.4f}]"
         tone = {"better": "good", "worse": "bad"}.get(one.verdict, "quiet")
         rows.append([
             one.variant,
             content.Cell(f"{one.mean:.4f}", one.mean),
-            content.Cell("" if math.isnan(one.spread) else f"{one.spread:.4f}"),
+            content.Cell("") if math.isnan(one.spread) else content.Cell(f"{one.spread:.4f}", one.spread),
             content.Cell(f"{one.difference:+.4f}", one.difference),
             interval,
             content.Cell(one.verdict, None, tone),
@@ -73,7 +74,7 @@ def _table(config: AblationConfig, found: Sequence[Comparison]) -> content.Table
             content.Cell(f"{run.parameters:,}", run.parameters),
             content.Cell(f"{run.bytes:,}", run.bytes),
             content.Cell(f"{run.multiplications:,}", run.multiplications),
-            content.Cell(f"{np.mean([r.seconds for r in one.runs]) / 60:.1f}"),
+            content.Cell(f"{minutes:.1f}", minutes),
         ])  # fmt: skip  # cells in the order of the headings
     return content.make_table(f"Held-out loss at equal {config.match}, best first", columns, rows)
 
