@@ -14,8 +14,8 @@ use crate::error::{Result, require, try_vec};
 use crate::kv_cache::KvCache;
 use crate::simd::*;
 
-/// Positions in one block of psum.
-const BLOCK: usize = 32;
+/// Positions in one block of psum, and of a cache.
+pub const BLOCK: usize = 32;
 
 /// Scratch of attention; grows with the context.
 #[derive(Default)]
@@ -53,36 +53,44 @@ pub fn attend(cache: &KvCache, q: &[f32], position: usize, o: &mut [f32], scratc
     scratch.e.resize(slots, 0.0);
     scratch.weight.resize(slots, 0.0);
     scratch.head.resize(width, 0.0);
-    let c = reciprocal_root(d);
+    let (c, step) = (reciprocal_root(d), cache.heads * BLOCK);
     for h in 0..cache.heads {
         let r_q = quantize(&q[h * d..][..d], &mut scratch.query[..d])?;
-        let keys = &cache.keys[h * slots * width..][..slots * width];
-        let values = &cache.values[h * slots * width..][..slots * width];
+        let start = h * BLOCK;
         let e = &mut scratch.e[..padded];
-        let max = scores(keys, &scratch.query, &cache.key_worth[h * slots..][..padded], r_q, c, visible, e);
+        let keys = Keys { codes: &cache.keys[start * width..], worth: &cache.key_worth[start..], step };
+        let max = scores(&keys, &scratch.query, r_q, c, visible, e);
         let weight = &mut scratch.weight[..padded];
-        weigh(max, &cache.value_worth[h * slots..][..padded], visible, e, weight);
+        weigh(max, &cache.value_worth[start..], step, visible, e, weight);
         let total = sum_positions(e);
         let head = &mut scratch.head[..];
-        mix_values(values, width, weight, visible, d.div_ceil(4), total, head);
+        mix_values(&cache.values[start * width..], step * width, width, weight, visible, d.div_ceil(4), total, head);
         o[h * d..][..d].copy_from_slice(&head[..d]);
     }
     Ok(())
 }
 
+/// Keys of one head: a block of positions every `step` positions of the arena.
+struct Keys<'a> {
+    codes: &'a [i8],
+    worth: &'a [f32],
+    step: usize,
+}
+
 /// Scores of `visible` positions into e; returns their maximum.
-fn scores(keys: &[i8], query: &[i16], worth: &[f32], r_q: f32, c: f32, visible: usize, e: &mut [f32]) -> f32 {
+fn scores(keys: &Keys, query: &[i16], r_q: f32, c: f32, visible: usize, e: &mut [f32]) -> f32 {
     let tiles = visible.div_ceil(4);
     let pairs = query.len() / 2;
-    assert!(keys.len() >= tiles * 8 * pairs && worth.len() >= 4 * tiles && e.len() >= 4 * tiles);
+    let end = visible.div_ceil(BLOCK).saturating_sub(1) * keys.step + BLOCK;
+    assert!(keys.codes.len() >= 2 * pairs * end && keys.worth.len() >= end && e.len() >= 4 * tiles);
     // SAFETY: the assertion; a query of `pairs` pairs is read in full by each.
     let max = unsafe {
         match pairs {
-            4 => score_tiles::<4>(keys.as_ptr(), query.as_ptr(), worth, r_q, c, tiles, e.as_mut_ptr()),
-            8 => score_tiles::<8>(keys.as_ptr(), query.as_ptr(), worth, r_q, c, tiles, e.as_mut_ptr()),
-            16 => score_tiles::<16>(keys.as_ptr(), query.as_ptr(), worth, r_q, c, tiles, e.as_mut_ptr()),
-            32 => score_tiles::<32>(keys.as_ptr(), query.as_ptr(), worth, r_q, c, tiles, e.as_mut_ptr()),
-            _ => score_tiles_of_any_width(keys.as_ptr(), query, worth, r_q, c, tiles, e.as_mut_ptr()),
+            4 => score_tiles::<4>(keys, query.as_ptr(), r_q, c, tiles, e.as_mut_ptr()),
+            8 => score_tiles::<8>(keys, query.as_ptr(), r_q, c, tiles, e.as_mut_ptr()),
+            16 => score_tiles::<16>(keys, query.as_ptr(), r_q, c, tiles, e.as_mut_ptr()),
+            32 => score_tiles::<32>(keys, query.as_ptr(), r_q, c, tiles, e.as_mut_ptr()),
+            _ => score_tiles_of_any_width(keys, query, r_q, c, tiles, e.as_mut_ptr()),
         }
     };
     // The last tile may hold stale positions: they must not set the maximum.
@@ -108,11 +116,11 @@ unsafe fn score4(sum: v128, r_q: v128, worth: *const f32, c: v128) -> v128 {
 /// All tiles, P pairs of features; returns the lane-wise maximum over all tiles but the last.
 ///
 /// # Safety
-/// `keys` holds 8 P bytes per tile, `query` 2 P codes, `worth` and `e` four floats per tile; at least one tile.
+/// `keys` holds 8 P bytes and four floats per tile, in whole blocks, `query` 2 P codes, `e` four floats per tile; at least
+/// one tile.
 unsafe fn score_tiles<const P: usize>(
-    keys: *const i8,
+    keys: &Keys,
     query: *const i16,
-    worth: &[f32],
     r_q: f32,
     c: f32,
     tiles: usize,
@@ -120,26 +128,34 @@ unsafe fn score_tiles<const P: usize>(
 ) -> v128 {
     let (r_q, c) = (f32x4_splat(r_q), f32x4_splat(c));
     let mut max = f32x4_splat(f32::NEG_INFINITY);
+    let mut last = max;
     let mut splats = [i32x4_splat(0); P];
     // SAFETY: the caller's promise, for every access below.
     unsafe {
         unroll!(p in P, { splats[p] = v128_load32_splat(query.add(2 * p).cast()); });
-        let (mut keys, mut e, mut worth) = (keys, e, worth.as_ptr());
-        for tile in 1..=tiles {
-            let mut sum = i32x4_dot_i16x8(i16x8_load_extend_i8x8(keys), splats[0]);
-            unroll!(p in P, {
-                if p > 0 {
-                    sum = i32x4_add(sum, i32x4_dot_i16x8(i16x8_load_extend_i8x8(keys.add(8 * p)), splats[p]));
-                }
-            });
-            let score = score4(sum, r_q, worth, c);
-            v128_store(e.cast(), score);
-            if tile < tiles {
-                max = f32x4_max(max, score);
+        let (mut block, mut worths, mut e, mut left) = (keys.codes.as_ptr(), keys.worth.as_ptr(), e, tiles);
+        while left > 0 {
+            let (mut codes, mut worth) = (block, worths);
+            let count = left.min(BLOCK / 4);
+            left -= count;
+            for _ in 0..count {
+                let mut sum = i32x4_dot_i16x8(i16x8_load_extend_i8x8(codes), splats[0]);
+                unroll!(p in P, {
+                    if p > 0 {
+                        sum = i32x4_add(sum, i32x4_dot_i16x8(i16x8_load_extend_i8x8(codes.add(8 * p)), splats[p]));
+                    }
+                });
+                let score = score4(sum, r_q, worth, c);
+                v128_store(e.cast(), score);
+                // The last tile may be stale: its part of the maximum is taken by the caller.
+                max = f32x4_max(last, max);
+                last = score;
+                codes = codes.add(8 * P);
+                worth = worth.add(4);
+                e = e.add(4);
             }
-            keys = keys.add(8 * P);
-            worth = worth.add(4);
-            e = e.add(4);
+            block = block.add(2 * P * keys.step);
+            worths = worths.add(keys.step);
         }
     }
     max
@@ -149,26 +165,19 @@ unsafe fn score_tiles<const P: usize>(
 ///
 /// # Safety
 /// As `score_tiles`, P = `query.len()` / 2.
-unsafe fn score_tiles_of_any_width(
-    keys: *const i8,
-    query: &[i16],
-    worth: &[f32],
-    r_q: f32,
-    c: f32,
-    tiles: usize,
-    e: *mut f32,
-) -> v128 {
+unsafe fn score_tiles_of_any_width(keys: &Keys, query: &[i16], r_q: f32, c: f32, tiles: usize, e: *mut f32) -> v128 {
     let pairs = query.len() / 2;
     let mut max = f32x4_splat(f32::NEG_INFINITY);
     for tile in 0..tiles {
         let mut sum = i32x4_splat(0);
+        let at = tile * 4 / BLOCK * keys.step + tile * 4 % BLOCK;
         // SAFETY: the caller's promise.
         unsafe {
             for p in 0..pairs {
-                let k = i16x8_load_extend_i8x8(keys.add(8 * (tile * pairs + p)));
+                let k = i16x8_load_extend_i8x8(keys.codes.as_ptr().add(2 * pairs * at + 8 * p));
                 sum = i32x4_add(sum, i32x4_dot_i16x8(k, v128_load32_splat(query.as_ptr().add(2 * p).cast())));
             }
-            let score = score4(sum, f32x4_splat(r_q), worth.as_ptr().add(4 * tile), f32x4_splat(c));
+            let score = score4(sum, f32x4_splat(r_q), keys.worth.as_ptr().add(at), f32x4_splat(c));
             v128_store(e.add(4 * tile).cast(), score);
             if tile + 1 < tiles {
                 max = f32x4_max(max, score);
@@ -179,15 +188,18 @@ unsafe fn score_tiles_of_any_width(
 }
 
 /// e = exp(score - max) and weight = e * r_v; +0 past the visible positions.
-fn weigh(max: f32, worth: &[f32], visible: usize, e: &mut [f32], weight: &mut [f32]) {
+fn weigh(max: f32, worth: &[f32], step: usize, visible: usize, e: &mut [f32], weight: &mut [f32]) {
     let max = f32x4_splat(max);
-    let tiles = 4 * visible.div_ceil(4);
-    for ((e, r), w) in e[..tiles].chunks_exact_mut(4).zip(worth.chunks_exact(4)).zip(weight.chunks_exact_mut(4)) {
-        // SAFETY: each is four numbers.
-        unsafe {
-            let value = exp4(f32x4_sub(v128_load(e.as_ptr().cast()), max));
-            v128_store(e.as_mut_ptr().cast(), value);
-            v128_store(w.as_mut_ptr().cast(), f32x4_mul(value, v128_load(r.as_ptr().cast())));
+    let seen = 4 * visible.div_ceil(4);
+    let blocks = e[..seen].chunks_mut(BLOCK).zip(weight.chunks_mut(BLOCK)).zip(worth.chunks(step));
+    for ((e, weight), worth) in blocks {
+        for ((e, r), w) in e.chunks_exact_mut(4).zip(worth.chunks_exact(4)).zip(weight.chunks_exact_mut(4)) {
+            // SAFETY: each is four numbers.
+            unsafe {
+                let value = exp4(f32x4_sub(v128_load(e.as_ptr().cast()), max));
+                v128_store(e.as_mut_ptr().cast(), value);
+                v128_store(w.as_mut_ptr().cast(), f32x4_mul(value, v128_load(r.as_ptr().cast())));
+            }
         }
     }
     e[visible..].fill(0.0);
@@ -222,9 +234,11 @@ fn sum_positions(e: &[f32]) -> f32 {
     total
 }
 
-/// head = psum(weight * values) / total for `groups` groups of four features.
+/// head = psum(weight * values) / total for `groups` groups of four features; values have a block every `step` bytes.
+#[allow(clippy::too_many_arguments)] // one contract: what a head's values are and where they go
 fn mix_values(
     values: &[i8],
+    step: usize,
     width: usize,
     weight: &[f32],
     visible: usize,
@@ -233,13 +247,17 @@ fn mix_values(
     head: &mut [f32],
 ) {
     let blocks = visible.div_ceil(BLOCK);
-    assert!(values.len() >= blocks * BLOCK * width && weight.len() >= blocks * BLOCK && head.len() >= 4 * groups);
+    assert!(
+        values.len() >= blocks.saturating_sub(1) * step + BLOCK * width
+            && weight.len() >= blocks * BLOCK
+            && head.len() >= 4 * groups
+    );
     assert!(4 * groups <= width);
     for block in 0..blocks {
         let seen = (visible - block * BLOCK).min(BLOCK);
         // SAFETY: the assertions; a block of values has 32 bytes per feature, 128 per group.
         unsafe {
-            let v = values.as_ptr().add(block * BLOCK * width);
+            let v = values.as_ptr().add(block * step);
             let w = weight.as_ptr().add(block * BLOCK);
             match seen {
                 0..=8 => mix_block::<8>(v, w, groups, block > 0, head.as_mut_ptr()),

@@ -22,12 +22,17 @@ impl Model {
 
     /// Instructions of one token in one block, `position` tokens being cached before it.
     pub fn layer_cost(&self, position: usize) -> u64 {
+        self.layer_costs(position).iter().sum()
+    }
+
+    /// The same by part: linear layers, mixer, attention, and the rest (norms, gate, rotations, residuals).
+    pub fn layer_costs(&self, position: usize) -> [u64; 4] {
         let (config, n) = (&self.config, self.config.algebra.size());
         let linears =
             config.linears().iter().map(|&(_, rows, columns)| self.linear_cost(n, rows, columns)).sum::<u64>();
         let mixer = if config.head_mixing { self.mixer_cost(config) } else { 0 };
         let features = 60 * config.width as u64 + 12 * config.hidden as u64;
-        5_000 + linears + mixer + features + self.attention_cost(position)
+        [linears, mixer, self.attention_cost(position), 5_000 + features]
     }
 
     /// Instructions to quantise the last token for the head, products with hash tables included.

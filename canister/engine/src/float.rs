@@ -251,6 +251,11 @@ impl FloatCache {
         8 * self.keys.len()
     }
 
+    /// Bytes of an arena before it is made.
+    pub(crate) fn bytes_of(capacity: u64, heads: u64, head_dim: u64) -> u64 {
+        8 * capacity * heads * head_dim
+    }
+
     /// Add one token: k and v [H, d].
     pub fn append(&mut self, k: &[f32], v: &[f32]) -> Result<()> {
         let (t, size) = (self.length, self.heads * self.head_dim);

@@ -107,6 +107,23 @@ impl Model {
         })
     }
 
+    /// Bytes that a sequence of `capacity` tokens takes at most, before it is made; see `Session::bytes`.
+    pub fn session_bytes(&self, capacity: usize) -> u64 {
+        let config = &self.config;
+        let (tokens, heads, d) =
+            (capacity.min(config.block_size) as u64, config.heads as u64, config.head_dim() as u64);
+        let layer = match config.float_activations {
+            false => KvCache::bytes_of(tokens, heads, d),
+            true => FloatCache::bytes_of(tokens, heads, d),
+        };
+        let rows = match (&self.head, &self.embedding) {
+            (None, Embedding::Hash(tables)) => tables.rows(),
+            _ => 0,
+        };
+        let floats = COLUMNS * config.width + config.vocabulary + rows;
+        layer * config.layers as u64 + 8 * tokens + 4 * floats as u64
+    }
+
     /// Start on a token: its embedding becomes x.
     pub fn begin(&mut self, session: &mut Session, id: i64) -> Result<()> {
         self.begin_tokens(session, &[id])

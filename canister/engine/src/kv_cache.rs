@@ -1,13 +1,15 @@
 //! Keys and values of one layer and one sequence as int8 codes with one r per token and head (SPEC.md, *kv_cache*).
 //!
-//! A fixed arena, laid out for `attention`. Per head, keys in tiles of four positions: pair p of features of position t
-//! stands at `tile * 4 d + 8 p + 2 (t mod 4)`, so that one load widens to the operand of a dot product whose lanes are
-//! positions. Values in blocks of 32 positions: features 4 g .. 4 g + 3 of position t at `block * 32 d + 128 g + 4 (t mod
-//! 32)`, so that the tree of `psum` reads with constant offsets. d is padded to 8 with zeros, the capacity to 32.
+//! A fixed arena in blocks of 32 positions, all heads of a block together: a sequence that is shorter than its arena
+//! touches only the front of it, and a host that pays for pages pays for no more. Head h of block b begins at position
+//! `32 (b H + h)` of the arena. There, keys are in tiles of four positions: pair p of features of position t stands at
+//! `tile * 4 d + 8 p + 2 (t mod 4)`, so that one load widens to the operand of a dot product whose lanes are positions; of
+//! values, features 4 g .. 4 g + 3 of position t stand at `128 g + 4 (t mod 32)`, so that the tree of `psum` reads with
+//! constant offsets. d is padded to 8 with zeros, the capacity to 32.
 
 use crate::activations::quantize;
 use crate::arithmetic::round_up;
-use crate::attention;
+use crate::attention::{self, BLOCK};
 use crate::error::{Result, checked_product, require, try_vec};
 use crate::float::FloatCache;
 use crate::saved::{Reader, put_floats};
@@ -26,7 +28,7 @@ pub struct KvCache {
     length: usize,
     pub(crate) keys: Vec<i8>,
     pub(crate) values: Vec<i8>,
-    /// [H, slots]
+    /// [slots / 32, H, 32]
     pub(crate) key_worth: Vec<f32>,
     pub(crate) value_worth: Vec<f32>,
     codes: Vec<i16>,
@@ -41,7 +43,7 @@ impl KvCache {
             Capacity,
             "capacity {capacity}, head dim {head_dim}: too large"
         );
-        let (width, slots) = (round_up(head_dim, 8), round_up(capacity.max(1), 32));
+        let (width, slots) = (round_up(head_dim, 8), round_up(capacity.max(1), BLOCK));
         let size = checked_product(&[heads, slots, width])?;
         Ok(Self {
             heads,
@@ -68,6 +70,11 @@ impl KvCache {
         2 * self.keys.len() + 8 * self.key_worth.len()
     }
 
+    /// Bytes of an arena before it is made.
+    pub(crate) fn bytes_of(capacity: u64, heads: u64, head_dim: u64) -> u64 {
+        capacity.max(1).next_multiple_of(32) * heads * (2 * head_dim.next_multiple_of(8) + 8)
+    }
+
     /// Add one token: k and v [H, d]. On an error the cache is as it was.
     pub fn append(&mut self, k: &[f32], v: &[f32]) -> Result<()> {
         let t = self.length;
@@ -87,11 +94,11 @@ impl KvCache {
             self.heads
         );
         for h in 0..self.heads {
-            let start = h * self.slots * width;
-            self.key_worth[h * self.slots + t] = quantize(&k[h * d..][..d], &mut self.codes[..d])?;
-            store_keys(&self.codes, &mut self.keys[start + t / 4 * 4 * width + 2 * (t % 4)..]);
-            self.value_worth[h * self.slots + t] = quantize(&v[h * d..][..d], &mut self.codes[..d])?;
-            store_values(&self.codes, &mut self.values[start + t / 32 * 32 * width + 4 * (t % 32)..]);
+            let (start, place) = (BLOCK * (t / BLOCK * self.heads + h), t % BLOCK);
+            self.key_worth[start + place] = quantize(&k[h * d..][..d], &mut self.codes[..d])?;
+            store_keys(&self.codes, &mut self.keys[(start + place / 4 * 4) * width + 2 * (place % 4)..]);
+            self.value_worth[start + place] = quantize(&v[h * d..][..d], &mut self.codes[..d])?;
+            store_values(&self.codes, &mut self.values[start * width + 4 * place..]);
         }
         self.length = t + 1;
         Ok(())
@@ -104,30 +111,25 @@ impl KvCache {
 
     /// Append what is cached to `out`; see `saved`.
     pub(crate) fn save(&self, out: &mut Vec<u8>) {
-        let used = round_up(self.length, 32);
-        for h in 0..self.heads {
-            for arena in [&self.keys, &self.values] {
-                let codes = &arena[h * self.slots * self.width..][..used * self.width];
-                out.extend(codes.iter().map(|&code| code as u8));
-            }
-            for worth in [&self.key_worth, &self.value_worth] {
-                put_floats(out, &worth[h * self.slots..][..used]);
-            }
+        let used = round_up(self.length, BLOCK) * self.heads;
+        for arena in [&self.keys, &self.values] {
+            out.extend(arena[..used * self.width].iter().map(|&code| code as u8));
+        }
+        for worth in [&self.key_worth, &self.value_worth] {
+            put_floats(out, &worth[..used]);
         }
     }
 
     /// Take back `length` tokens, which must fit.
     pub(crate) fn restore(&mut self, saved: &mut Reader<'_>, length: usize) -> Result<()> {
         require!(length <= self.capacity, Capacity, "{length} tokens in a cache of capacity {}", self.capacity);
-        let used = round_up(length, 32);
-        for h in 0..self.heads {
-            for arena in [&mut self.keys, &mut self.values] {
-                let codes = &mut arena[h * self.slots * self.width..][..used * self.width];
-                codes.iter_mut().zip(saved.take(used * self.width)?).for_each(|(code, &byte)| *code = byte as i8);
-            }
-            for worth in [&mut self.key_worth, &mut self.value_worth] {
-                saved.floats(&mut worth[h * self.slots..][..used])?;
-            }
+        let used = round_up(length, BLOCK) * self.heads;
+        for arena in [&mut self.keys, &mut self.values] {
+            let codes = arena[..used * self.width].iter_mut();
+            codes.zip(saved.take(used * self.width)?).for_each(|(code, &byte)| *code = byte as i8);
+        }
+        for worth in [&mut self.key_worth, &mut self.value_worth] {
+            saved.floats(&mut worth[..used])?;
         }
         self.length = length;
         Ok(())

@@ -1,7 +1,7 @@
 //! Inference of ternary hyper-complex language models in strict arithmetic.
 //!
 //! One file per operation of SPEC.md, with the same name. Knows neither the Internet Computer nor a browser: `exports` is
-//! the plain C face for any WebAssembly host; a Rust host uses the modules directly.
+//! the plain C face for any WebAssembly host; a Rust host uses the modules directly, without the feature of that name.
 
 #![warn(missing_docs)]
 
@@ -16,6 +16,7 @@ pub mod container;
 pub mod cost;
 pub mod embedding;
 pub mod error;
+#[cfg(feature = "exports")]
 pub mod exports;
 pub mod float;
 pub mod forward;
@@ -24,6 +25,7 @@ pub mod head_mixer;
 pub mod int8;
 pub mod json;
 pub mod kv_cache;
+pub mod loading;
 pub mod model;
 pub mod products;
 pub mod rms_norm;

@@ -12,6 +12,7 @@ use crate::float::{self, FloatLinear};
 use crate::forward::Workspace;
 use crate::hadamard::{self, HadamardLinear};
 use crate::head_mixer::{self, Algebra, HeadMixer};
+use crate::loading::Loader;
 use crate::rows::RowTable;
 use crate::tokenizer::Tokenizer;
 
@@ -141,57 +142,32 @@ fn choose_layout(config: &Config, file: usize, others: usize) -> Layout {
         .map_or(Layout::Packed, |(layout, _)| layout)
 }
 
+/// How linear layers are kept: as asked for, or as fits memory.
+pub(crate) fn layout_of(
+    config: &Config,
+    container: &Container,
+    tokenizer: Option<&Tokenizer>,
+    asked: Option<Layout>,
+) -> Layout {
+    if config.float_activations {
+        // They have one layout of their own.
+        return Layout::Pairs;
+    }
+    let tables = tables_of(config, container);
+    let others = tables.iter().map(|(stem, rows, _)| container.stored_bytes(&format!("{stem}.codes")) + 8 * rows);
+    let others = others.sum::<usize>() + tokenizer.map_or(0, Tokenizer::memory);
+    asked.unwrap_or_else(|| choose_layout(config, container.len(), others))
+}
+
 impl Model {
-    /// Load a `.walsh` file; `verify` compares digests, `layout` None chooses by memory.
+    /// Load a `.walsh` file in one go; `verify` compares digests, `layout` None chooses by memory.
     pub fn load(file: Vec<u8>, verify: bool, layout: Option<Layout>) -> Result<Self> {
-        let container = Container::parse(file, verify)?;
-        let config = Config::read(&container.config)?;
-        config.check_names(&container)?;
-        let file_bytes = container.len();
-        let tokenizer = Tokenizer::read(&container, config.vocabulary)?;
-        let tables = tables_of(&config, &container);
-        let others = tables.iter().map(|(stem, rows, _)| container.stored_bytes(&format!("{stem}.codes")) + 8 * rows);
-        let others = others.sum::<usize>() + tokenizer.as_ref().map_or(0, Tokenizer::memory);
-        // Float activations have one layout of their own.
-        let layout = if config.float_activations { Some(Layout::Pairs) } else { layout };
-        let layout = layout.unwrap_or_else(|| choose_layout(&config, file_bytes, others));
-        let mut blocks = Vec::new();
-        for layer in 0..config.layers {
-            blocks.push(Block::read(&container, &config, layer, layout)?);
+        let mut loader = Loader::new(file, verify, layout)?;
+        loop {
+            if let Some(model) = loader.step()? {
+                return Ok(model);
+            }
         }
-        let norm = container.floats("norm.weight", &[config.width])?;
-        let inv_freq = container.doubles("rope.inv_freq", &[config.head_dim() / 2])?;
-        let (v, hashes) = (config.vocabulary, config.hash_embeddings);
-        let hash_parts = if hashes > 0 {
-            let importance = container.floats("embedding.importance", &[v, hashes])?;
-            let stored = container.shape("embedding.indices").is_some();
-            let indices = if stored { Some(container.integers("embedding.indices", &[v, hashes])?) } else { None };
-            Some((importance, indices))
-        } else {
-            None
-        };
-        let (mut tables, kept_bytes) = container.into_tables(&tables)?;
-        let head = if config.tied_head { None } else { tables.pop() };
-        let embedding = match hash_parts {
-            Some((importance, indices)) => Embedding::Hash(HashTables::new(tables, importance, indices)?),
-            None => Embedding::Table(tables.pop().ok_or_else(|| error!(Format, "no embedding"))?),
-        };
-        let hash_scale = if config.hash_scale { (config.width as f64).sqrt() as f32 } else { 1.0 };
-        let work = Workspace::new(&config)?;
-        Ok(Self {
-            config,
-            embedding,
-            head,
-            blocks,
-            norm,
-            inv_freq,
-            hash_scale,
-            tokenizer,
-            layout,
-            file_bytes,
-            kept_bytes,
-            work,
-        })
     }
 
     /// The configuration.
@@ -232,7 +208,7 @@ impl Model {
 }
 
 /// Tables of a model, head last: (stem, rows, width). Hash tables are as tall as the file has them.
-fn tables_of(config: &Config, container: &Container) -> Vec<(String, usize, usize)> {
+pub(crate) fn tables_of(config: &Config, container: &Container) -> Vec<(String, usize, usize)> {
     let (v, c) = (config.vocabulary, config.width);
     let mut tables = Vec::new();
     if config.hash_embeddings == 0 {
@@ -249,37 +225,46 @@ fn tables_of(config: &Config, container: &Container) -> Vec<(String, usize, usiz
     tables
 }
 
+impl Linear {
+    /// The linear layer of this name.
+    pub(crate) fn read(
+        container: &Container,
+        config: &Config,
+        name: &str,
+        (rows, columns): (usize, usize),
+        layout: Layout,
+    ) -> Result<Self> {
+        let n = config.algebra.size();
+        let codes = container.codes(&format!("{name}.codes"), &[n, rows, columns])?;
+        Ok(match config.algebra {
+            Algebra::CayleyDickson(_) if config.float_activations => {
+                let beta = container.floats(&format!("{name}.beta"), &[rows])?;
+                Linear::Float(FloatLinear::new(&codes, config.algebra, rows, columns, &[], &beta)?, rows, columns)
+            }
+            Algebra::Hadamard(_) if config.float_activations => {
+                let alpha = container.floats(&format!("{name}.alpha"), &[n, columns])?;
+                let beta = container.floats(&format!("{name}.beta"), &[n, rows])?;
+                Linear::Float(FloatLinear::new(&codes, config.algebra, rows, columns, &alpha, &beta)?, rows, columns)
+            }
+            Algebra::CayleyDickson(_) => {
+                let beta = container.floats(&format!("{name}.beta"), &[rows])?;
+                Linear::CayleyDickson(CayleyDicksonLinear::new(&codes, n, rows, columns, &beta, layout)?)
+            }
+            Algebra::Hadamard(_) => {
+                let alpha = container.floats(&format!("{name}.alpha"), &[n, columns])?;
+                let beta = container.floats(&format!("{name}.beta"), &[n, rows])?;
+                let packed = layout == Layout::Packed;
+                Linear::Hadamard(HadamardLinear::new(&codes, n, rows, columns, &alpha, &beta, packed)?)
+            }
+        })
+    }
+}
+
 impl Block {
-    fn read(container: &Container, config: &Config, layer: usize, layout: Layout) -> Result<Self> {
+    /// Block `layer` with linear layers that were read before.
+    pub(crate) fn read(container: &Container, config: &Config, layer: usize, linears: Vec<Linear>) -> Result<Self> {
         let (n, c, d) = (config.algebra.size(), config.width, config.head_dim());
         let prefix = format!("blocks.{layer}");
-        let mut linears = Vec::new();
-        for (name, rows, columns) in config.linears() {
-            let name = format!("{prefix}.{name}");
-            let codes = container.codes(&format!("{name}.codes"), &[n, rows, columns])?;
-            linears.push(match config.algebra {
-                Algebra::CayleyDickson(_) if config.float_activations => {
-                    let beta = container.floats(&format!("{name}.beta"), &[rows])?;
-                    Linear::Float(FloatLinear::new(&codes, config.algebra, rows, columns, &[], &beta)?, rows, columns)
-                }
-                Algebra::Hadamard(_) if config.float_activations => {
-                    let alpha = container.floats(&format!("{name}.alpha"), &[n, columns])?;
-                    let beta = container.floats(&format!("{name}.beta"), &[n, rows])?;
-                    let layer = FloatLinear::new(&codes, config.algebra, rows, columns, &alpha, &beta)?;
-                    Linear::Float(layer, rows, columns)
-                }
-                Algebra::CayleyDickson(_) => {
-                    let beta = container.floats(&format!("{name}.beta"), &[rows])?;
-                    Linear::CayleyDickson(CayleyDicksonLinear::new(&codes, n, rows, columns, &beta, layout)?)
-                }
-                Algebra::Hadamard(_) => {
-                    let alpha = container.floats(&format!("{name}.alpha"), &[n, columns])?;
-                    let beta = container.floats(&format!("{name}.beta"), &[n, rows])?;
-                    let packed = layout == Layout::Packed;
-                    Linear::Hadamard(HadamardLinear::new(&codes, n, rows, columns, &alpha, &beta, packed)?)
-                }
-            });
-        }
         let mixer = if config.head_mixing {
             let codes = container.codes(&format!("{prefix}.mixer.codes"), &[n, d, d])?;
             let scale = container.floats(&format!("{prefix}.mixer.scale"), &[d])?;

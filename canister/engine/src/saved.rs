@@ -1,9 +1,9 @@
 //! Sequences as bytes: what a host keeps of a `Session` where its heap does not live on, such as over an upgrade.
 //!
 //! ```text
-//! "walshS01"   layers H d C V   capacity   T tokens   W tokens in work   blocks passed   whether x is current     u32 each
+//! "walshS02"   layers H d C V   capacity   T tokens   W tokens in work   blocks passed   whether x is current     u32 each
 //! T ids, W ids (u32)   x (f32, C per token in work, at least one)
-//! per layer and head: keys, values (int8), worths of keys, of values (f32), of the cached positions rounded up to 32
+//! per layer: keys, values (int8), worths of keys, of values (f32), of the cached positions rounded up to 32, as cached
 //! ```
 //!
 //! Little-endian. Logits are not kept: `begin_head` and `head` compute them again, to the same bits. A sequence costs about
@@ -14,7 +14,7 @@ use crate::forward::Session;
 use crate::kv_cache::Cache;
 use crate::model::Model;
 
-const MAGIC: &[u8; 8] = b"walshS01";
+const MAGIC: &[u8; 8] = b"walshS02";
 
 /// Bytes that are taken from the front.
 pub(crate) struct Reader<'a>(&'a [u8]);
