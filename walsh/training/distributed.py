@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -32,11 +33,13 @@ class World:
         rank: of this one, from 0.
         size: how many there are.
         device: of this one.
+        patient: group in which processes wait for one another; the default one if None.
     """
 
     rank: int
     size: int
     device: torch.device
+    patient: Any = None
 
     @property
     def main(self) -> bool:
@@ -52,7 +55,7 @@ class World:
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group=self.patient)
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -85,7 +88,9 @@ def open_world(device: str | None = None) -> Iterator[World]:
         torch.cuda.set_device(chosen)
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
-        yield World(dist.get_rank(), dist.get_world_size(), chosen)
+        # Collectives that hang fail within minutes; one process preparing a large corpus may take hours.
+        patient = dist.new_group(backend="gloo", timeout=timedelta(days=2))
+        yield World(dist.get_rank(), dist.get_world_size(), chosen, patient)
     finally:
         dist.destroy_process_group()
 
