@@ -38,6 +38,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.toml"))
         ({"training": {"steps": 0}}, r"training\.steps is 0"),
         ({"training": {"dtype": "int8"}}, r"training\.dtype is 'int8'"),
         ({"schedule": {"warmup_steps": 8}}, "warmup_steps is 8.*steps, 8"),
+        ({"schedule": {"second_peak": 0.5}}, "second_peak has no meaning for kind 'cosine'"),
         ({"optimizer": {"beta1": 1.0}}, r"optimizer\.beta1 is 1\.0"),
         ({"data": {"tokenizer": "bpe"}}, r"data\.tokenizer"),
         ({"optimizer": {"learning_rate": float("nan")}}, "learning_rate"),

@@ -76,6 +76,15 @@ class ScheduleConfig(_Section):
     second_stage: float = Field(default=0.5, gt=0, lt=1)
     second_peak: float = Field(default=0.6, gt=0, le=1)
 
+    @model_validator(mode="after")
+    def _consistent(self) -> ScheduleConfig:
+        idle = sorted(self.model_fields_set & {"second_stage", "second_peak"})
+        if self.kind != "two_stage" and idle:
+            raise ValueError(
+                f"{idle[0]} has no meaning for kind {self.kind!r}: expected kind 'two_stage', or no such key"
+            )
+        return self
+
 
 class EvaluationConfig(_Section):
     """What is looked at while it trains; every count is in optimizer steps.
