@@ -130,6 +130,8 @@ impl Model {
     }
 
     /// Start on tokens that follow each other, to be read together; on an error the sequence is as it was.
+    // Never inlined, like the other parts of a token: profiles tell them apart by their names.
+    #[inline(never)]
     pub fn begin_tokens(&mut self, session: &mut Session, ids: &[i64]) -> Result<()> {
         session.abandon();
         let (start, c) = (session.tokens.len(), self.config.width);
@@ -173,6 +175,7 @@ impl Model {
     ///
     /// Sequences before the same block pass it together, weights being read once for all. A sequence that fails forgets
     /// its tokens in work; the others are not affected, and no bit of anyone depends on who is in the batch.
+    #[inline(never)]
     pub fn advance_batch(&mut self, sessions: &mut [&mut Session]) -> Vec<Result<bool>> {
         let mut results: Vec<Result<bool>> = sessions.iter().map(|_| Ok(true)).collect();
         let mut waiting: Vec<usize> = (0..sessions.len()).filter(|&i| !sessions[i].work.is_empty()).collect();
@@ -329,6 +332,7 @@ impl Model {
     }
 
     /// Quantise the last token for the head.
+    #[inline(never)]
     pub fn begin_head(&mut self, session: &mut Session) -> Result<()> {
         let (work, c) = (&mut self.work, self.config.width);
         require!(session.current, Shape, "no token has been read: feed at least one before asking for logits");
@@ -357,6 +361,7 @@ impl Model {
     }
 
     /// `head_range` of many sequences, each after its `begin_head`; rows are read once for all.
+    #[inline(never)]
     pub fn head_range_batch(&mut self, sessions: &mut [&mut Session], from: usize, to: usize) -> Result<()> {
         let vocabulary = self.config.vocabulary;
         require!(from <= to && to <= vocabulary, Range, "ids {from} .. {to}: expected within 0 .. {vocabulary}");

@@ -117,6 +117,7 @@ impl HeadMixer {
     }
 
     /// x and y: [H, d], H a multiple of n.
+    #[inline(never)]
     pub fn apply(&self, x: &[f32], y: &mut [f32], scratch: &mut Scratch) -> Result<()> {
         let (n, d) = (self.algebra.size(), self.d);
         require!(

@@ -76,6 +76,7 @@ impl KvCache {
     }
 
     /// Add one token: k and v [H, d]. On an error the cache is as it was.
+    #[inline(never)]
     pub fn append(&mut self, k: &[f32], v: &[f32]) -> Result<()> {
         let t = self.length;
         require!(
