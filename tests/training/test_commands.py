@@ -176,6 +176,8 @@ def test_convert_writes_a_checkpoint_that_generates(tmp_path: Path) -> None:
     result = call(convert, tmp_path / "ckpt.pt", "--set", "n_head=2", "--set", "block_size=8")
     assert "octonion, 1 layers, 32 wide" in result.output
     assert call(generate, tmp_path / "ckpt", "--prompt", "a", "--max-tokens", 3, "--quiet").stdout
+    with pytest.raises(DataError, match="no such file"):
+        call(convert, tmp_path / "nothing")
     assert parse_settings(("a=1", "b=none", "c=word", "d=true")) == {"a": 1, "b": None, "c": "word", "d": True}
     with pytest.raises(ParameterError):
         parse_settings(("a",))

@@ -120,9 +120,10 @@ def convert(
     fit is an error, and nothing is filled in. Targets: a checkpoint folder, .walsh, .spin (the published container),
     .pt (a checkpoint for published code) or a folder for transformers.
     """
-    from walsh.codec.sources import read_source
+    from walsh.codec.sources import detect, read_source
     from walsh.model.accounting import count_parameters
 
+    detect(source)
     target = _target(to, output)
     ends = {"checkpoint": "", "walsh": ".walsh", "spin": ".spin", "published": ".pt", "transformers": ".transformers"}
     path = new_file(output or source.with_suffix(ends[target]), force)
