@@ -6,6 +6,10 @@
 2. ``compute-sanitizer``, where it is installed: memcheck and racecheck over each op at small shapes (``gpu_walk.py``).
 3. Timings of ``walsh bench`` against honest baselines, with the fraction of the limit measured in the same run.
 
+With ``--tune`` the block sizes of the Triton kernels are measured first (``walsh.kernels.triton.tune``) and stored in
+``configs.json`` under the device's name, and the vectors run on what was chosen; sanitizers and timings are left to a
+run after these configurations are committed, since a changed checkout has no name that timings could be filed under.
+
 The files go into ``reports/gpu/NAME``: ``conformance.jsonl``, ``rows.jsonl``, one log per sanitizer run, and
 ``summary.json`` with device, driver, versions, commit and what every step found.
 """
@@ -72,6 +76,24 @@ def require_gpu() -> str:
     if not torch.cuda.is_available():
         raise BackendError("this machine has no GPU that PyTorch can use; `nox -s triton` needs none")
     return torch.cuda.get_device_name()
+
+
+TUNED = (("octonion", 512), ("octonion", 4096), ("hadamard", 512), ("hadamard", 4096), ("dense", 512))
+"""Algebras and widths whose block sizes ``--tune`` measures."""
+
+
+def tune_kernels(quick: bool) -> Step:
+    """Measure block sizes on this device and store them in the table of the Triton kernels."""
+    from walsh.kernels.triton import tune
+
+    shapes = {}
+    for algebra, features in TUNED[::2] if quick else TUNED:
+        shapes.update({shape.key: shape for shape in tune.wanted(2048, features, algebra, torch.bfloat16)})
+    try:
+        found = tune.tune_here(shapes.values())
+    except WalshError as error:
+        return Step("tune", "fail", str(error))
+    return Step("tune", "pass", f"{found} of {len(shapes)} shapes have an entry; commit configs.json, then time")
 
 
 def find_sanitizer() -> str | None:
@@ -160,8 +182,8 @@ def _summary(device: str, started: str, steps: Sequence[Step]) -> dict[str, Any]
     }
 
 
-def perform_all(folder: Path, quick: bool, ops: Sequence[str]) -> int:
-    """All steps; a failed one does not keep the later ones from running.
+def perform_all(folder: Path, quick: bool, ops: Sequence[str], tune: bool = False) -> int:
+    """All steps, or with ``tune`` those named above; a failed one does not keep the later ones from running.
 
     Returns:
         0 if none failed, else 1.
@@ -180,7 +202,11 @@ def perform_all(folder: Path, quick: bool, ops: Sequence[str]) -> int:
         (folder / "summary.json").write_text(summary + "\n")
 
     print(f"{device}: a conformance run, sanitizers, timings", flush=True)
+    if tune:
+        take(tune_kernels(quick))
     take(conformance(folder))
+    if tune:
+        return int(any(step.outcome == "fail" for step in steps))
     for step in sanitize(folder, ops):
         take(step)
     take(timings(folder, quick))
@@ -191,12 +217,13 @@ def main() -> int:
     """Read the command line; mistakes end in one line."""
     parser = argparse.ArgumentParser(description="Conformance, sanitizers and timings on this machine's GPU.")
     parser.add_argument("--quick", action="store_true", help="time small shapes, few rounds")
+    parser.add_argument("--tune", action="store_true", help="measure block sizes for this device, then the vectors")
     parser.add_argument("--op", action="append", choices=OPS, help="sanitize only this op; may be repeated")
     parser.add_argument("--store", metavar="NAME", help="folder in reports/gpu; the device's name by default")
     given = parser.parse_args()
     try:
         name = given.store or re.sub(r"[^a-z0-9]+", "-", require_gpu().lower()).strip("-")
-        code = perform_all(WORK / name, given.quick, given.op or OPS)
+        code = perform_all(WORK / name, given.quick, given.op or OPS, given.tune)
         shutil.copytree(WORK / name, REPORTS / name, dirs_exist_ok=True)
         print(f"results: {(REPORTS / name).relative_to(ROOT)}")
         return code

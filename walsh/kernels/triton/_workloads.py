@@ -192,12 +192,13 @@ def _tall(side: int, size: int) -> bool:
 
 
 def _blocks(s: Shape, rule: Blocks) -> Iterator[Blocks]:
-    """No tile larger than the shape, and accumulators in at most 128 registers of a thread."""
+    """No tile larger than the shape; accumulators in at most 128 registers of a thread, for a plain product in 16."""
     wide = s.dtype in (torch.float32, torch.float64)
     steps = (16, 32) if wide or s.d > 2 else (32, 64, 128)
     for bm, bn, bk, warps in combinations((16, 32, 64, 128), (16, 32, 64, 128), steps, (4, 8)):
         room = 128 * 32 * warps // (2 if s.dtype == torch.float64 else 1)
-        fits = 32 * warps <= s.d * bm * bn <= room and (s.dtype != torch.int8 or bk >= 32)
+        least = min(16 if s.d == 1 else 1, max(1, s.m * s.n // (32 * warps))) * 32 * warps
+        fits = least <= s.d * bm * bn <= room and (s.dtype != torch.int8 or bk >= 32)
         if fits and not (_tall(bm, s.m) or _tall(bn, s.n) or _tall(bk, s.k)):
             for stages in (1, 2) if wide else (2, 3):
                 yield replace(rule, bm=bm, bn=bn, bk=bk, warps=warps, stages=stages)
@@ -225,13 +226,14 @@ FIXED_ROWS = ("logits_gradient", "ternary", "ternary_packed")
 
 
 def _rows(s: Shape, rule: Rows) -> Iterator[Rows]:
-    """One to 64 elements per thread, blocks and rows no larger than the shape."""
+    """Four to 32 elements per thread, fewer only if that is all there is; no tile larger than the shape."""
     long = s.m if s.op in ("ternary", "ternary_packed") else s.n
-    blocks = (rule.block,) if s.op in FIXED_BLOCK else (128, 256, 512, 1024, 2048, 4096, 8192)
+    blocks = (rule.block,) if s.op in FIXED_BLOCK else tuple(1 << power for power in range(4, 14))
     heights = (1,) if s.op in FIXED_ROWS else (1, 2, 4, 8, 16, 32)
     for rows, block, warps in combinations(heights, blocks, (1, 2, 4, 8, 16)):
         each = rows * block * s.d / (32 * warps)
-        if 1 <= each <= 64 and rows <= s.m and (block == rule.block or block <= long):
+        enough = each >= 4 or (each >= 1 and rows >= s.m and block >= long)
+        if enough and each <= 32 and rows <= s.m and (block == rule.block or block <= long):
             yield Rows(rows, block, warps)
 
 

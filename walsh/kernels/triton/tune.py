@@ -2,7 +2,7 @@
 # Triton ships no type information.
 """Measure block sizes on this machine's GPU and store the best in ``configs.json`` under the device's name.
 
-    python -m walsh.kernels.triton.tune --rows 2048 --features 512 --algebra octonion --dtype bfloat16
+    python -m walsh.kernels.triton.tune --rows 2048 --features 512 --algebra octonion --dtype bfloat16 [--op log_sum]
 
 What is tuned are the choices that a model of this width makes in training and in decoding one token: its calls are
 recorded without being run, and every shape that they ask the table for is measured with
@@ -26,7 +26,7 @@ from walsh.algebra import DIMENSIONS
 from walsh.errors import BackendError
 from walsh.kernels.triton import _config, _launch
 from walsh.kernels.triton._config import Entry, Shape
-from walsh.kernels.triton._workloads import candidates, workload
+from walsh.kernels.triton._workloads import OPS, candidates, workload
 
 Option = TypeVar("Option")
 
@@ -168,10 +168,12 @@ def main() -> int:
     parser.add_argument("--features", type=int, default=512, help="width of the model, all components together")
     parser.add_argument("--algebra", choices=[*sorted(DIMENSIONS), "hadamard"], default="octonion")
     parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"], default="bfloat16")
-    parser.add_argument("--list", action="store_true", help="print the shapes and the candidates of each; needs no GPU")
+    parser.add_argument("--op", action="append", choices=OPS, help="only this op; may be repeated")
+    parser.add_argument("--list", action="store_true", help="print the shapes; needs no GPU")
     arguments = parser.parse_args()
     dtype = getattr(torch, arguments.dtype)
     shapes = wanted(arguments.rows, arguments.features, arguments.algebra, dtype)
+    shapes = [shape for shape in shapes if shape.op in (arguments.op or OPS)]
     if arguments.list:
         for shape in shapes:
             print(shape.key)
