@@ -95,6 +95,7 @@ class EvaluationConfig(_Section):
         sample_tokens: length of the sample drawn at each evaluation; 0 for none.
         prompt: of the sample.
         temperature: of the sample.
+        stated: bits per byte of all held-out text below which the finished run is known to end.
     """
 
     interval: int = Field(default=200, gt=0)
@@ -102,6 +103,7 @@ class EvaluationConfig(_Section):
     sample_tokens: int = Field(default=200, ge=0)
     prompt: str = "The "
     temperature: float = Field(default=0.8, ge=0)
+    stated: float | None = Field(default=None, gt=0)
 
 
 class RunConfig(_Section):

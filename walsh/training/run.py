@@ -79,11 +79,11 @@ def run_training(
         )
     outcome = trainer.train()
     if not quiet:
-        _tell(outcome, folder, console)
+        _tell(outcome, folder, console, config.evaluation.stated)
     return outcome
 
 
-def _tell(outcome: Outcome, folder: Path, console: Console) -> None:
+def _tell(outcome: Outcome, folder: Path, console: Console, stated: float | None) -> None:
     minutes = outcome.seconds / 60
     speed = outcome.tokens / max(outcome.seconds, 1e-9)
     say = {
@@ -97,8 +97,10 @@ def _tell(outcome: Outcome, folder: Path, console: Console) -> None:
     )
     if outcome.evaluation is not None:
         found = outcome.evaluation
+        reached = "below" if stated is not None and found.bits_per_byte < stated else "NOT below"
         console.print(
-            f"held out: {found.bits_per_byte:.3f} bits a byte, {found.loss:.3f} nats a token, {found.tokens:,} tokens",
+            f"held out: {found.bits_per_byte:.3f} bits a byte, {found.loss:.3f} nats a token, {found.tokens:,} tokens"
+            + ("" if stated is None else f"; {reached} the {stated} bits a byte that the configuration states"),
             highlight=False,
         )
     for name, what in (
