@@ -239,6 +239,12 @@ class Unreliable(BaseHTTPRequestHandler):
             body = body[:-1] + b"!"
         self.wfile.write(body)
 
+    def do_HEAD(self) -> None:
+        self.send_response(302)
+        for name, value in self.server.announced.items():  # type: ignore[attr-defined]  # set below
+            self.send_header(name, value)
+        self.end_headers()
+
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the base class's name
         pass
 
@@ -246,7 +252,7 @@ class Unreliable(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[ThreadingHTTPServer]:
     httpd = ThreadingHTTPServer(("127.0.0.1", 0), Unreliable)
-    httpd.plan, httpd.asked = [], []  # type: ignore[attr-defined]  # read by the handler
+    httpd.plan, httpd.asked, httpd.announced = [], [], {}  # type: ignore[attr-defined]  # read by the handler
     thread = threading.Thread(target=httpd.serve_forever, daemon=True)
     thread.start()
     yield httpd
@@ -289,6 +295,17 @@ def test_download_resumes_where_it_stopped(server: ThreadingHTTPServer, tmp_path
     assert len(CONTENT) // 2 - (1 << 16) < resumed <= len(CONTENT) // 2
     fetch(server, tmp_path / "file")  # there already: nothing more is asked
     assert len(server.asked) == 2  # type: ignore[attr-defined]  # by the handler
+
+
+def test_download_checks_the_digest_that_the_server_announces(server: ThreadingHTTPServer, tmp_path: Path) -> None:
+    server.announced = {"X-Linked-Etag": f'"{DIGEST}"'}  # type: ignore[attr-defined]  # read by the handler
+    server.plan = ["corrupt"]  # type: ignore[attr-defined]  # likewise
+    assert fetch(server, tmp_path / "file", None).read_bytes() == CONTENT
+    server.announced = {"X-Linked-Etag": '"' + "0" * 64 + '"'}  # type: ignore[attr-defined]  # likewise
+    with pytest.raises(DataError, match="expected 000000"):
+        fetch(server, tmp_path / "other", None, attempts=2)
+    server.announced = {"X-Linked-Etag": '"some-tag"'}  # type: ignore[attr-defined]  # likewise
+    assert fetch(server, tmp_path / "other", None).read_bytes() == CONTENT
 
 
 def test_download_gives_up_with_a_remedy(server: ThreadingHTTPServer, tmp_path: Path) -> None:

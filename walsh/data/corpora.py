@@ -114,7 +114,7 @@ def _shakespeare(folder: Path, progress: Progress | None) -> str:
 
 
 def _stories(folder: Path, name: str, progress: Progress | None) -> Documents:
-    # The publisher gives no digest for the text files; their size is checked by HTTP, their content by use.
+    # No digest is pinned for these: the one that the hub announces is checked.
     path = download(f"{_HUB}/{name}", folder / "tinystories" / name, None, progress)
     with path.open(encoding="utf-8", errors="replace") as file:
         lines: list[str] = []

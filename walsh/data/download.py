@@ -1,12 +1,14 @@
 """Fetching one file: resumable, retried, checked by digest, whole or not at all.
 
 The bytes gather in ``NAME.partial`` beside the target. An interrupted download goes on from there with an HTTP range
-request; the target appears by a rename, after its sha256 was found right.
+request; the target appears by a rename, after its sha256 was found right. Where none is known beforehand, it is the one
+that the server announces (hubs of large files do, in a header of their first answer).
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +40,7 @@ def download(
     Args:
         url: http or https.
         target: of the file; its folder is made if need be.
-        sha256: hex digest that the content must have; None only where the publisher gives none.
+        sha256: hex digest that the content must have; None takes the one that the server announces, if it does.
         progress: told of every chunk.
         attempts: how often a broken connection or a wrong content is tried again.
         pause: seconds before the second attempt, doubled for each further one.
@@ -65,6 +67,7 @@ def download(
             if attempt:
                 time.sleep(pause * 2 ** (attempt - 1))
             try:
+                sha256 = sha256 or _announced_digest(pool, url)
                 _fetch(pool, url, partial, progress)
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 reason = f"{type(error).__name__}: {error}"
@@ -79,6 +82,13 @@ def download(
         f"{url} could not be fetched in {attempts} attempts ({reason}). What arrived is kept and the next run goes on "
         f"from it. Offline: put the file at {target}, or use corpus pydoc, which needs no network"
     )
+
+
+def _announced_digest(pool: urllib3.PoolManager, url: str) -> str | None:
+    """The sha256 that the server gives for the content, before it redirects to where the content is."""
+    response = pool.request("HEAD", url, redirect=False)
+    digest = response.headers.get("X-Linked-Etag", "").strip('"').lower()
+    return digest if re.fullmatch("[0-9a-f]{64}", digest) else None
 
 
 def _fetch(pool: urllib3.PoolManager, url: str, partial: Path, progress: Progress | None) -> None:
