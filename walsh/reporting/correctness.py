@@ -1,4 +1,4 @@
-"""Sections on what was found: verdict, changes since the run before, parity matrix, kill matrix."""
+"""Sections on what was found: verdict, changes since the run before, parity and kill matrix, the run's own teeth."""
 
 from __future__ import annotations
 
@@ -150,3 +150,30 @@ def kill_matrix(material: Material) -> Section:
 def _kill_cell(status: str, count: int) -> Cell:
     tone = "" if not count else {"killed": "good", "excused": "quiet"}.get(status, "bad")
     return Cell(str(count) if count else "", float(count), tone)
+
+
+def teeth(material: Material) -> Section:
+    """Whether the benchmark noticed what it is for."""
+    blocks: list[Block] = []
+    for stored in material.stored:
+        if stored.teeth is None:
+            continue
+        found = stored.teeth
+        blocks.append(
+            Paragraph(f"{machine_name(found['provenance'])}, {found['started']}, {found['repeats']} repeats.", "quiet")
+        )
+        rows = [
+            [
+                Cell(finding["experiment"]),
+                Cell(finding["case"]),
+                Cell("yes" if finding["noticed"] else "no", tone="good" if finding["noticed"] else "bad"),
+                Cell(finding["what"]),
+            ]
+            for finding in found["findings"]
+        ]
+        blocks.append(
+            make_table("Experiments on the benchmark itself", ("experiment", "case", "noticed", "what"), rows)
+        )
+    if not blocks:
+        blocks.append(missing("experiments on the benchmark itself", "python -m bench.teeth --store FILE"))
+    return Section("teeth", "Does the benchmark notice?", tuple(blocks))

@@ -3,6 +3,7 @@
 reports/<machine>/rows.jsonl           a run of ``walsh bench``
 reports/<machine>/previous.jsonl       the run before it (optional)
 reports/<machine>/conformance.jsonl    of ``walsh conformance`` (optional)
+reports/<machine>/teeth.json           of ``python -m bench.teeth`` (optional)
 reports/deep/kill-matrix.json          of ``walsh mutants``, kept by deep runs (optional)
 reports/training/<name>/metrics.jsonl  of ``walsh train`` (optional)
 """
@@ -28,6 +29,7 @@ class Stored:
     run: Run
     previous: Run | None
     conformance: Report | None
+    teeth: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,13 @@ def read_stored(folder: Path) -> Stored:
     Raises:
         FormatError, VectorError: if a file is not valid.
     """
-    previous, conformance = folder / "previous.jsonl", folder / "conformance.jsonl"
+    previous, conformance, teeth = (folder / name for name in ("previous.jsonl", "conformance.jsonl", "teeth.json"))
     return Stored(
         folder.name,
         read_run(folder / "rows.jsonl"),
         read_run(previous) if previous.exists() else None,
         read_report(conformance, partial=True) if conformance.exists() else None,
+        json.loads(teeth.read_text("utf-8")) if teeth.exists() else None,
     )
 
 

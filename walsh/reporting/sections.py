@@ -22,6 +22,7 @@ def all_sections(material: Material, claims: ClaimFile) -> list[Section]:
         records.sizes(material),
         records.training(material),
         correctness.kill_matrix(material),
+        correctness.teeth(material),
         speed.losses(material),
         records.published(material, claims),
         records.raw_rows(material),
