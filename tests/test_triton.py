@@ -236,6 +236,26 @@ def test_hadamard_transform(n):
     assert torch.equal(twice, (n * whole).to(torch.int32))
 
 
+@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize(("n", "k"), [(1, 3), (32, 5), (64, 3), (2048, 2)])
+def test_hadamard_transform_across_blocks(n, k, dtype):
+    """The transform of the blocks is that of the last axis after a transposition, to the bit, in and out of place."""
+    x = rand(3, n * k, dtype=dtype)
+    expected = kernels.hadamard_transform(x.reshape(3, n, k).transpose(1, 2)).transpose(1, 2).reshape(3, n * k)
+    assert torch.equal(kernels.hadamard_transform(x, n=n), expected)
+    assert torch.equal(kernels.hadamard_transform_(x.clone(), n=n), expected)
+    leaf = x.clone().requires_grad_()
+    kernels.hadamard_transform(leaf, n=n).backward(x)
+    assert torch.equal(leaf.grad, expected)
+
+
+def test_hadamard_transform_across_blocks_of_another_size_is_refused():
+    for n in (0, 3, 8):
+        with pytest.raises(errors.ShapeError, match=r"n \* K"):
+            kernels.hadamard_transform(rand(2, 12), n=n)
+    assert kernels.hadamard_transform(rand(2, 0), n=8).shape == (2, 0)
+
+
 @pytest.mark.parametrize("algebra", ["complex", "octonion", "hadamard"])
 def test_head_mixer(algebra):
     n = 2 if algebra == "complex" else 8

@@ -2,8 +2,8 @@
 
 On a GPU they are compiled; on a CPU they run in Triton's interpreter if ``TRITON_INTERPRET=1`` was set before Triton
 was imported. Ordinary arithmetic lives here, strict arithmetic (inference, equal to the bit everywhere) in ``strict``.
-Beyond SPEC.md there are ``hadamard_transform_`` (in place), ``rms_norm_quantize``, ``ternary_packed`` and
-``decode_attention`` (int8 keys and values).
+Beyond SPEC.md there are ``hadamard_transform_`` (in place), the transforms' ``n=`` (across blocks),
+``rms_norm_quantize``, ``ternary_packed`` and ``decode_attention`` (int8 keys and values).
 """
 
 from walsh.kernels.triton import strict

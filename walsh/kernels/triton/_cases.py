@@ -94,6 +94,37 @@ def _hadamard(dtype: torch.dtype, tokens: int, features: int, n: int) -> Iterato
         yield name + " bit backward", lambda: hadamard.backward(x, x, w, alpha, beta, *rounded, *needs)
 
 
+def _hadamard_packed(dtype: torch.dtype, tokens: int, features: int, n: int) -> Iterator[Case]:
+    """Weights as they are stored: packed, and float or rounded activations."""
+    size = features // n
+    x, packed = tensor(tokens, features, dtype=dtype), tensor(n, size, size // 4, dtype=torch.uint8)
+    alpha, beta, codes = tensor(n, size), tensor(n, size), tensor(tokens, features, dtype=torch.int8)
+    plain, rounded = (None, None, None, None), (codes, tensor(tokens, 1), None, None)
+    name = f"hadamard_linear n={n} {dtype} M={tokens} packed"
+    yield name, lambda: hadamard.linear(x, packed, alpha, beta, *plain)
+    yield name + " bit", lambda: hadamard.linear(x, packed, alpha, beta, *rounded)
+    if tokens > 1:
+        needs = (True, False, True, True)
+        yield name + " backward", lambda: hadamard.backward(x, x, packed, alpha, beta, *plain, *needs)
+
+
+def _head_mixers(dtype: torch.dtype) -> Iterator[Case]:
+    """Full precision weights that are applied from the right: the layers' kernels, columns side by side."""
+    none = (None, None, None, None)
+    for n in (8, 32):
+        heads, w = tensor(2048, n * 64, dtype=dtype), tensor(n, 64, 64, dtype=dtype).transpose(1, 2)
+        if n == 8:
+            beta, state = tensor(64), (*none, "direct")
+            yield f"head_mixer octonion {dtype}", partial(cayley_dickson._linear, heads, w, beta, *state)
+            call = partial(cayley_dickson._backward, heads, heads, w, beta, *state, True, True, True)
+            yield f"head_mixer octonion {dtype} backward", call
+        else:
+            beta = tensor(n, 64)
+            yield f"head_mixer hadamard {dtype}", partial(hadamard.linear, heads, w, None, beta, *none)
+            call = partial(hadamard.backward, heads, heads, w, None, beta, *none, True, True, False, True)
+            yield f"head_mixer hadamard {dtype} backward", call
+
+
 def _elementwise(dtype: torch.dtype, tokens: int = 2048, features: int = 512) -> Iterator[Case]:
     x = tensor(tokens, features, dtype=dtype)
     yield f"ternary {dtype}", lambda: ternary._ternary(x, "absmean")
@@ -103,6 +134,7 @@ def _elementwise(dtype: torch.dtype, tokens: int = 2048, features: int = 512) ->
     for n in (32, 4096, 32768):
         row = tensor(64, n, dtype=dtype)
         yield f"hadamard_transform n={n} {dtype}", partial(hadamard.transform, row, True, False)
+    yield f"hadamard_transform across 32 blocks {dtype}", lambda: hadamard.transform(x, True, False, features // 32)
 
 
 def _attention(dtype: torch.dtype, tokens: int, keys: int) -> Iterator[Case]:
@@ -270,9 +302,13 @@ def cases(full: bool) -> Iterator[Case]:
             # A tile of 64 blocks in float64 is too large for a program, and refused.
             for n in (2, 8, 32, *((64,) if dtype != torch.float64 else ())) if full else (32,):
                 yield from _hadamard(dtype, tokens, features, n)
+                if full or dtype == torch.bfloat16:
+                    yield from _hadamard_packed(dtype, tokens, features, n)
         yield from _model_parts(dtype)
         yield from _attention(dtype, 512, 512)
         yield from _attention(dtype, 1, 1024)
+        if full:
+            yield from _head_mixers(dtype)
     yield from _strict()
     q = tensor(512, 512, dtype=torch.int8)
     yield "bitmask_encode", lambda: bitmask.bitmask_encode(q)
