@@ -401,6 +401,7 @@ impl Model {
     }
 
     /// Draw the next token from the last logits; the history is every token of the sequence.
+    #[inline(never)]
     pub fn sample(&mut self, session: &Session, sampling: &Sampling) -> Result<usize> {
         require!(!session.logits.is_empty(), Shape, "no logits: read a prompt first");
         let position = session.tokens.len() as u64;

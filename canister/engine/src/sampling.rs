@@ -62,6 +62,8 @@ pub struct Scratch {
 }
 
 /// Draw one token from logits [V]; `history` holds ids, negative ones unused.
+// Never inlined: a caller may be compiled for size, and profiles look for the name.
+#[inline(never)]
 pub fn sample(
     logits: &[f32],
     history: &[i64],

@@ -61,6 +61,7 @@ pub(crate) fn put_floats(out: &mut Vec<u8>, values: &[f32]) {
 
 impl Session {
     /// The sequence as bytes, tokens in work included.
+    #[inline(never)]
     pub fn save(&self) -> Vec<u8> {
         let (heads, d) = self.caches.first().map_or((0, 0), Cache::shape);
         let c = self.x.len() / self.work.len().max(1);
@@ -80,6 +81,7 @@ impl Model {
     ///
     /// Everything that could reach outside an array is checked; that the numbers are those of this model is not. Errors:
     /// `Format` for bytes that are no saved sequence, `Shape` for one of a model of other sizes, `Capacity` without memory.
+    #[inline(never)]
     pub fn restore_session(&self, saved: &[u8]) -> Result<Session> {
         let mut reader = Reader(saved);
         require!(reader.take(8)? == MAGIC, Format, "the bytes are no saved sequence: expected {MAGIC:?} first");
