@@ -1,9 +1,11 @@
-"""The engine's int8 cache with the interface of ``walsh.reference.strict.Int8KVCache``.
+"""The engine's caches with the interface of ``walsh.reference.KVCache`` and ``walsh.reference.strict.Int8KVCache``.
 
 A cache in the engine is of one sequence; a batch is one handle per sequence, each with its own length.
 """
 
 from __future__ import annotations
+
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +21,17 @@ Float32 = NDArray[np.float32]
 class Int8KVCache:
     """The engine's cache with the interface of ``walsh.reference.strict.Int8KVCache``; one handle per sequence."""
 
+    _ordinary = False
+
     def __init__(self, instance: Instance, handles: list[int], capacity: int, heads: int, head_dim: int) -> None:
         self._instance, self._handles = instance, handles
         self.capacity, self._shape = capacity, (heads, head_dim)
 
-    def grow(self, batch: int) -> Int8KVCache:
+    def grow(self, batch: int) -> Self:
         """Add empty sequences."""
         for _ in range(batch):
-            self._handles.append(int(self._instance.call("op_cache_new", self.capacity, *self._shape)))
+            sizes = self.capacity, *self._shape
+            self._handles.append(int(self._instance.call("op_cache_new", *sizes, int(self._ordinary))))
         return self
 
     def close(self) -> None:
@@ -73,6 +78,8 @@ class Int8KVCache:
         q = _check.shaped("q", _check.typed("q", q, "float32"), (batch, None, heads, d), "[B, T, H, d]")
         where = query_positions(positions, batch, q.shape[1], self.capacity)
         o = np.zeros(q.shape, dtype=np.float32)
+        if o.size == 0:
+            return o
         for b, handle in enumerate(self._handles):
             for t in range(q.shape[1]):
                 with self._instance.arrays() as arrays:
@@ -100,7 +107,25 @@ class Int8KVCache:
         for row in range(len(self._handles)) if rows is None else self._rows(rows):
             self._instance.call("op_cache_truncate", self._handles[row], 0)
 
-    def fork(self, rows: Array) -> Int8KVCache:
+    def fork(self, rows: Array) -> Self:
         """A new cache whose sequence i is a copy of sequence rows[i]."""
         copies = [int(self._instance.call("op_cache_fork", self._handles[row])) for row in self._rows(rows)]
-        return Int8KVCache(self._instance, copies, self.capacity, *self._shape)
+        return type(self)(self._instance, copies, self.capacity, *self._shape)
+
+
+class KVCache(Int8KVCache):
+    """The engine's cache of float32 keys and values, with the interface of ``walsh.reference.KVCache``."""
+
+    _ordinary = True
+
+    def read(self) -> tuple[Float32, Float32]:
+        """Keys and values [B, capacity, H, d], 0 past the lengths."""
+        keys = np.zeros((len(self._handles), self.capacity, *self._shape), dtype=np.float32)
+        values = np.zeros_like(keys)
+        for b, (handle, length) in enumerate(zip(self._handles, self.lengths, strict=True)):
+            shape = (int(length), *self._shape)
+            with self._instance.arrays() as arrays:
+                places = [arrays.room(4 * int(np.prod(shape))) for _ in range(2)]
+                self._instance.call("op_cache_read", handle, *places)
+                keys[b, :length], values[b, :length] = (arrays.get(place, shape, "float32") for place in places)
+        return keys, values

@@ -447,5 +447,5 @@ class Operations:
         return tokens
 
     def cache(self, batch: int, capacity: int, heads: int, head_dim: int) -> Int8KVCache:
-        """A cache in the engine."""
+        """A cache in the engine, of int8 codes."""
         return Int8KVCache(self._instance, [], capacity, heads, head_dim).grow(batch)

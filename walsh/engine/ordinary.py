@@ -1,25 +1,26 @@
 """The engine's operations in ordinary arithmetic, on float32, with the names and arguments of SPEC.md.
 
-What a model with float activations is made of, one operation at a time. Arguments are checked as the definition checks
-them, by its own functions; everything else happens in the engine. What gradients, training or 16-bit dtypes need is not
-here: the engine does inference.
+What a model with float activations is made of, one operation at a time, and the whole of it. Arguments are checked as
+the definition checks them, by its own functions; everything else happens in the engine. What gradients or 16-bit dtypes
+need is not here: the engine does inference.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from walsh.engine.host import Array, Arrays
-from walsh.engine.operations import Operations
-from walsh.errors import ParameterError, ShapeError
-from walsh.reference._check import as_array, as_float, is_float
+from walsh.engine.host import Array
+from walsh.engine.kv_cache import KVCache
+from walsh.engine.ordinary_model import OrdinaryModel
+from walsh.engine.ordinary_tables import Float32, Tables, float32
+from walsh.errors import DTypeError, ParameterError, ShapeError
+from walsh.reference._check import as_array, as_float, as_optional, is_float
 from walsh.reference.attention import _check as check_attention
 from walsh.reference.cayley_dickson import _check as check_cayley_dickson
-from walsh.reference.cross_entropy import _logits as check_logits
-from walsh.reference.embedding import _features as check_features
-from walsh.reference.embedding import _table as check_table
-from walsh.reference.embedding import _tokens as check_ids
 from walsh.reference.hadamard import _check as check_hadamard
 from walsh.reference.head_mixer import _check as check_mixer
 from walsh.reference.rms_norm import _check as check_norm
@@ -27,19 +28,9 @@ from walsh.reference.rope import _check as check_rope
 from walsh.reference.swiglu import _check as check_swiglu
 from walsh.reference.ternary import require_rule
 
-Float32 = NDArray[np.float32]
 
-
-def _float32(x: Array) -> Float32:
-    """A checked argument, which is float64 by now, as it came."""
-    return np.asarray(x, dtype=np.float32, order="C")
-
-
-class Ordinary:
+class Ordinary(Tables):
     """Functions on one instance of the engine; the classes of errors are those of ``walsh.reference``."""
-
-    def __init__(self, operations: Operations) -> None:
-        self._operations, self._instance = operations, operations.instance
 
     def _unpacked(self, x: Array, w: Array) -> Array:
         """Packed weights as codes where they fit x, others as they are."""
@@ -52,7 +43,7 @@ class Ordinary:
     def ternary(self, w: Array, rule: str = "absmean") -> tuple[NDArray[np.int8], Float32]:
         """W [...] to codes int8 [...] and gamma."""
         require_rule(rule)
-        w = _float32(as_float("w", w))
+        w = float32(as_float("w", w))
         if w.size == 0:
             raise ShapeError(f"w has shape {list(w.shape)}: expected at least one weight to take the mean of")
         with self._instance.arrays() as arrays:
@@ -60,9 +51,14 @@ class Ordinary:
             self._instance.call("float_ternary", arrays.put(w), w.size, int(rule == "absmean"), q, gamma)
             return arrays.get(q, w.shape, "int8"), arrays.get(gamma, (), "float32")
 
+    def ternary_ste(self, w: Array, rule: str = "absmean", ste_clip: float | None = None) -> Float32:
+        """W [...] to its codes as float32 [...]."""
+        require_rule(rule, ste_clip)
+        return self.ternary(w, rule)[0].astype(np.float32)
+
     def quantize_activations(self, x: Array) -> tuple[NDArray[np.int8], Float32]:
         """X [..., C] to codes int8 [..., C] and scale [..., 1]."""
-        x = _float32(as_float("x", x))
+        x = float32(as_float("x", x))
         if x.ndim == 0 or x.shape[-1] == 0:
             raise ShapeError(
                 f"x has shape {list(x.shape)}: expected [..., C] with C at least 1, to take a maximum over"
@@ -85,17 +81,39 @@ class Ordinary:
         """X [m, n, K], w [n, N, K] to [m, n * N]."""
         (tokens, n, k), rows = x.shape, w.shape[1]
         with self._instance.arrays() as arrays:
-            given = [0 if factor is None else arrays.put(_float32(factor)) for factor in (alpha, beta)]
+            given = [0 if factor is None else arrays.put(float32(factor)) for factor in (alpha, beta)]
             y = arrays.room(4 * tokens * n * rows)
-            inputs = arrays.put(_float32(x)), tokens, arrays.put(_float32(w))
+            inputs = arrays.put(float32(x)), tokens, arrays.put(float32(w))
             self._instance.call("float_linear", *inputs, n, rows, k, *given, int(hadamard), int(bits == 8), y)
             return arrays.get(y, (tokens, n * rows), "float32")
 
-    def cayley_dickson_linear(self, x: Array, w: Array, beta: Array | None = None) -> Float32:
-        """X [..., D*K], w [D, N, K] float, int8 or packed, beta [N] to [..., D*N]."""
+    def cayley_dickson_linear(
+        self, x: Array, w: Array, beta: Array | None = None, x_scale: Array | None = None
+    ) -> NDArray[Any]:
+        """X [..., D*K] float or int8, w [D, N, K] float, int8 or packed, beta [N], x_scale [..., 1] to [..., D*N]."""
         blocks, weights, factor = check_cayley_dickson(x, self._unpacked(x, w), beta)
+        if blocks.dtype == np.int8:
+            return self._products(np.shape(x)[:-1], blocks, weights, factor, x_scale)
+        if x_scale is not None:
+            raise ParameterError("x_scale is given with float x: expected int8 codes of x, or no x_scale")
         y = self._linear(blocks, weights, None, factor, hadamard=False, bits=None)
         return y.reshape(*np.shape(x)[:-1], y.shape[1])
+
+    def _products(
+        self, leading: tuple[int, ...], blocks: Array, weights: Array, beta: Array | None, x_scale: Array | None
+    ) -> NDArray[Any]:
+        """Codes x [m, D, K], w [D, N, K]: int32 sums [..., D*N], or float32 with x_scale or beta."""
+        if weights.dtype != np.int8:
+            raise DTypeError("x is int8 and w is float: expected int8 or packed uint8 w; make it with `ternary`")
+        scale = as_optional("x_scale", x_scale, (*leading, 1), "[..., 1], one scale per token of x,")
+        (tokens, d, k), n = blocks.shape, weights.shape[1]
+        dtype = "int32" if scale is None and beta is None else "float32"
+        with self._instance.arrays() as arrays:
+            factors = [0 if factor is None else arrays.put(float32(factor)) for factor in (scale, beta)]
+            y = arrays.room(4 * tokens * d * n)
+            given = arrays.put(blocks), tokens, arrays.put(weights), d, n, k
+            self._instance.call("op_cayley_dickson_codes", *given, *factors, y)
+            return arrays.get(y, (*leading, d * n), dtype)
 
     def cayley_dickson_bit_linear(
         self,
@@ -127,17 +145,30 @@ class Ordinary:
         if bits is not None and blocks.shape[1] * blocks.shape[2] == 0:
             raise ShapeError(f"x has blocks {list(blocks.shape)}: expected features to take a maximum over")
 
-    def hadamard_transform(self, x: Array, normalize: bool = True) -> Float32:
-        """X [..., n] to [..., n]."""
-        given = as_float("x", x)
+    def hadamard_transform(self, x: Array, normalize: bool = True) -> NDArray[Any]:
+        """X [..., n] to [..., n]; integer x to int32, with ``normalize`` False."""
+        given = as_array("x", x)
+        integer = given.dtype.kind in "iu"
+        if not integer:
+            given = as_float("x", given)
         if given.ndim == 0 or given.shape[-1] == 0:
             raise ShapeError(f"x has shape {list(given.shape)}: expected [..., n] with n a power of two; pad it")
-        x = _float32(given)
-        n = x.shape[-1]
+        n = given.shape[-1]
+        if integer:
+            return self._integers(given.astype(np.int32), n, normalize)
+        x = float32(given)
         with self._instance.arrays() as arrays:
             y = arrays.room(x.nbytes)
             self._instance.call("float_transform", arrays.put(x), x.size // n, n, int(normalize), y)
             return arrays.get(y, x.shape, "float32")
+
+    def _integers(self, x: Array, n: int, normalize: bool) -> NDArray[np.int32]:
+        if normalize:
+            raise ParameterError("normalize is True for integer x: expected False, because only that stays exact")
+        with self._instance.arrays() as arrays:
+            y = arrays.put(x)
+            self._instance.call("op_transform_integers", y, x.size // n, n)
+            return arrays.get(y, x.shape, "int32")
 
     def hadamard_linear(self, x: Array, w: Array, alpha: Array | None = None, beta: Array | None = None) -> Float32:
         """X [..., n*K], w [n, N, K] float, int8 or packed, alpha [n, K], beta [n, N] to [..., n*N]."""
@@ -169,8 +200,8 @@ class Ordinary:
         tokens, n, d = groups.shape
         with self._instance.arrays() as arrays:
             y = arrays.room(4 * groups.size)
-            factor = 0 if beta is None else arrays.put(_float32(beta))
-            given = arrays.put(_float32(groups)), tokens, n, d, arrays.put(_float32(weights)), n, factor
+            factor = 0 if beta is None else arrays.put(float32(beta))
+            given = arrays.put(float32(groups)), tokens, n, d, arrays.put(float32(weights)), n, factor
             if groups.size:
                 self._instance.call("float_mixer", *given, int(algebra == "hadamard"), y)
             return arrays.get(y, np.shape(x), "float32")
@@ -183,7 +214,7 @@ class Ordinary:
         c = checked.shape[-1]
         with self._instance.arrays() as arrays:
             y = arrays.room(4 * checked.size)
-            given = arrays.put(_float32(checked)), checked.size // c, c, arrays.put(_float32(factors))
+            given = arrays.put(float32(checked)), checked.size // c, c, arrays.put(float32(factors))
             self._instance.call("float_rms_norm", *given, float(eps), y)
             return arrays.get(y, checked.shape, "float32")
 
@@ -195,7 +226,7 @@ class Ordinary:
         where = np.broadcast_to(where.astype(np.int64), checked.shape[:-2])
         inv_freq = float(theta) ** (-2 * np.arange(d // 2) / d) if d else np.zeros(0)
         with self._instance.arrays() as arrays:
-            y = arrays.put(_float32(checked))
+            y = arrays.put(float32(checked))
             self._instance.call("float_rope", y, where.size, heads, d, arrays.put(inv_freq), arrays.put(where))
             return arrays.get(y, checked.shape, "float32")
 
@@ -207,7 +238,7 @@ class Ordinary:
         for b in range(batch if queries.size else 0):
             with self._instance.arrays() as arrays:
                 out = arrays.room(o[b].nbytes)
-                given = [arrays.put(_float32(x)) for x in (queries[b], keys[b], values[b])]
+                given = [arrays.put(float32(x)) for x in (queries[b], keys[b], values[b])]
                 positions_at = arrays.put(np.ascontiguousarray(where[b], dtype=np.int64))
                 self._instance.call("float_attention", *given, positions_at, t, keys.shape[1], heads, d, out)
                 o[b] = arrays.get(out, o[b].shape, "float32")
@@ -221,37 +252,24 @@ class Ordinary:
             self._instance.call("float_swiglu", h, arrays.put(right.astype(np.float32)), left.size)
             return arrays.get(h, left.shape, "float32")
 
-    def embedding(self, ids: Array, table: Array) -> Float32:
-        """Ids [...], table [V, C] to [..., C]."""
-        rows = check_table("table", table)
-        where, (v, c) = check_ids(ids, len(rows)), rows.shape
+    def add(self, x: Array, y: Array) -> Float32:
+        """X + y of one shape, as residuals are added."""
         with self._instance.arrays() as arrays:
-            e = arrays.room(4 * where.size * c)
-            self._instance.call("float_embedding", arrays.put(where), where.size, self._put(arrays, rows), v, c, e)
-            return arrays.get(e, (*where.shape, c), "float32")
+            total = arrays.put(float32(x))
+            self._instance.call("float_add", total, arrays.put(float32(y)), np.size(x))
+            return arrays.get(total, np.shape(x), "float32")
 
-    @staticmethod
-    def _put(arrays: Arrays, x: Array) -> int:
-        return arrays.put(_float32(x))
+    def cache(self, batch: int, capacity: int, heads: int, head_dim: int) -> KVCache:
+        """A cache in the engine, of float32."""
+        return KVCache(self._instance, [], capacity, heads, head_dim).grow(batch)
 
-    def lm_head(self, x: Array, table: Array) -> Float32:
-        """X [..., C], table [V, C] to [..., V]."""
-        rows = check_table("table", table)
-        v, c = rows.shape
-        features = check_features(x, c)
-        tokens = features.size // max(c, 1)
-        with self._instance.arrays() as arrays:
-            logits = arrays.room(4 * tokens * v)
-            self._instance.call(
-                "float_lm_head", self._put(arrays, features), tokens, self._put(arrays, rows), v, c, logits
-            )
-            return arrays.get(logits, (*features.shape[:-1], v), "float32")
-
-    def cross_entropy(self, logits: Array, targets: Array) -> Float32:
-        """Logits [..., V], targets [...] to the mean loss."""
-        flat, ids = check_logits(logits, targets)
-        with self._instance.arrays() as arrays:
-            loss = arrays.room(8)
-            given = self._put(arrays, flat), arrays.put(ids.astype(np.int64)), len(flat), flat.shape[1]
-            self._instance.call("float_cross_entropy", *given, loss)
-            return arrays.get(loss, (), "float64").astype(np.float32)
+    def forward(
+        self,
+        ids: Array,
+        weights: Mapping[str, Array],
+        config: Mapping[str, Any],
+        cache: Sequence[KVCache] | None = None,
+        probes: MutableMapping[str, Array] | None = None,
+    ) -> Float32:
+        """Ids [B, T] and weights to logits [B, T, V]; cache and probes as in SPEC.md."""
+        return OrdinaryModel(self, weights, config).forward(ids, cache, probes)

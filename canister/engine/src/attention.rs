@@ -11,11 +11,8 @@
 use crate::activations::{quantize, quantize_scalar};
 use crate::arithmetic::{exp, exp4, hsum_in_place, reciprocal_root, round_up};
 use crate::error::{Result, require, try_vec};
-use crate::kv_cache::KvCache;
+use crate::kv_cache::{BLOCK, KvCache};
 use crate::simd::*;
-
-/// Positions in one block of psum, and of a cache.
-pub const BLOCK: usize = 32;
 
 /// Scratch of attention; grows with the context.
 #[derive(Default)]

@@ -36,6 +36,13 @@ struct Entry {
     shape: Vec<usize>,
 }
 
+impl Entry {
+    /// Whether it holds int4 codes that can be read where they are.
+    fn four_bits(&self) -> bool {
+        self.packing == "int4" && self.dtype == "U8"
+    }
+}
+
 /// A parsed file.
 pub struct Container {
     buffer: Vec<u8>,
@@ -91,9 +98,11 @@ impl Container {
         self.entries.iter().find(|entry| entry.name == name).map(|entry| entry.shape.as_slice())
     }
 
-    /// Bytes that a tensor takes in the file; 0 if there is none of this name.
-    pub fn stored_bytes(&self, name: &str) -> usize {
-        self.entries.iter().find(|entry| entry.name == name).map_or(0, |entry| entry.length)
+    /// Bytes of a table of `rows` rows in memory, scales included.
+    pub fn table_bytes(&self, stem: &str, rows: usize, width: usize) -> usize {
+        let name = format!("{stem}.codes");
+        let four_bits = self.find(&name).is_ok_and(Entry::four_bits);
+        rows * RowTable::row_bytes(width, four_bits)
     }
 
     fn find(&self, name: &str) -> Result<&Entry> {
@@ -195,15 +204,15 @@ impl Container {
     /// writer that puts tables first leaves next to nothing twice in memory.
     pub fn into_tables(mut self, tables: &[(String, usize, usize)]) -> Result<(Vec<RowTable>, usize)> {
         let mut plans = Vec::new();
-        let mut end = 0;
+        let (mut start, mut end) = (self.buffer.len(), 0);
         for (stem, rows, width) in tables {
             let name = format!("{stem}.codes");
             let entry = self.shaped(&name, &[*rows, *width])?;
             let scale = self.floats(&format!("{stem}.scale"), &[*rows])?;
-            let four_bits = entry.packing == "int4" && entry.dtype == "U8";
+            let four_bits = entry.four_bits();
             let in_place = four_bits || entry.packing == "raw" && entry.dtype == "I8";
             let owned = if in_place {
-                end = end.max(entry.start + entry.length);
+                (start, end) = (start.min(entry.start), end.max(entry.start + entry.length));
                 None
             } else {
                 Some(self.codes(&name, &[*rows, *width])?.into_iter().map(|code| code as u8).collect())
@@ -211,16 +220,19 @@ impl Container {
             plans.push((entry.start, entry.length, four_bits, owned, scale, *rows, *width));
         }
         self.buffer.truncate(end);
+        // Of a large file what stands before its tables is little, and moving them is dear.
+        let before = if 50 * start > end { start.min(end) } else { 0 };
+        self.buffer.drain(..before);
         self.buffer.shrink_to_fit();
-        let buffer = Arc::new(self.buffer);
+        let (buffer, kept) = (Arc::new(self.buffer), end - before);
         let tables = plans.into_iter().map(|(start, length, four_bits, owned, scale, rows, width)| {
             let codes = match owned {
                 Some(codes) => Bytes::owned(codes),
-                None => Bytes::new(buffer.clone(), start, length)?,
+                None => Bytes::new(buffer.clone(), start - before, length)?,
             };
             RowTable::new(codes, rows, width, four_bits, scale)
         });
-        Ok((tables.collect::<Result<Vec<_>>>()?, end))
+        Ok((tables.collect::<Result<Vec<_>>>()?, kept))
     }
 
     /// A byte string that was deflated, or stored as it is.

@@ -5,7 +5,7 @@
 //! hash_lm_head     logits_t = sum_i importance[t, i] * ((f32(a . codes_i[h_i(t)]) * r) * scales_i[h_i(t)])
 //! ```
 
-use crate::error::{Result, require, try_vec};
+use crate::error::{Result, error, require, try_vec};
 use crate::rows::{Query, RowTable};
 
 /// `hash_indices` of one id.
@@ -13,7 +13,7 @@ pub fn hash_indices(id: usize, tables: usize) -> Result<Vec<usize>> {
     match tables {
         2 => Ok(vec![id % 1021, id / 1021]),
         3 => Ok(vec![id % 1021, id % 1019, id % 1013]),
-        other => Err(crate::error::error!(Parameter, "{other} hash tables: expected 2 or 3")),
+        other => Err(error!(Parameter, "{other} hash tables: expected 2 or 3")),
     }
 }
 
@@ -22,8 +22,13 @@ pub struct HashTables {
     tables: Vec<RowTable>,
     /// [V, tables]
     importance: Vec<f32>,
-    /// [V, tables], checked against the tables.
+    /// [V, tables], checked against the tables; empty where they are those of `hash_indices`.
     indices: Vec<u32>,
+}
+
+/// Ids after which the indices of table `i` of `tables` begin anew, or for the second of two go up by one.
+fn period(tables: usize, i: usize) -> usize {
+    if tables == 2 { 1021 } else { [1021, 1019, 1013][i] }
 }
 
 impl HashTables {
@@ -35,33 +40,43 @@ impl HashTables {
         require!(tables.iter().all(|t| t.width() == width), Shape, "hash tables of different widths");
         require!(importance.len().is_multiple_of(count), Shape, "{} importances for {count} tables", importance.len());
         let vocabulary = importance.len() / count;
-        let mut checked = try_vec(importance.len(), 0u32)?;
-        for id in 0..vocabulary {
-            let defaults = if indices.is_none() { hash_indices(id, count)? } else { Vec::new() };
-            for i in 0..count {
-                let index = match &indices {
-                    Some(indices) => indices.get(id * count + i).copied().unwrap_or(-1),
-                    None => defaults[i] as i64,
-                };
-                require!(
-                    (0..tables[i].rows() as i64).contains(&index),
-                    Range,
-                    "index {index} of id {id} in table {i}: expected 0 .. {}",
-                    tables[i].rows() as i64 - 1
-                );
-                checked[id * count + i] = index as u32;
+        let refuse = |index: i64, id: usize, i: usize| {
+            let last = tables[i].rows() as i64 - 1;
+            error!(Range, "index {index} of id {id} in table {i}: expected 0 .. {last}")
+        };
+        let Some(indices) = indices else {
+            hash_indices(0, count)?;
+            for (i, table) in tables.iter().enumerate() {
+                // The first id whose index is the table's height.
+                let first = if (count, i) == (2, 1) { table.rows() * period(2, 1) } else { table.rows() };
+                let reached = first < vocabulary && ((count, i) == (2, 1) || first < period(count, i));
+                if reached {
+                    return Err(refuse(table.rows() as i64, first, i));
+                }
             }
-        }
-        if let Some(indices) = &indices {
-            require!(
-                indices.len() == importance.len(),
-                Shape,
-                "{} indices for {} importances",
-                indices.len(),
-                importance.len()
-            );
+            return Ok(Self { tables, importance, indices: Vec::new() });
+        };
+        let (given, expected) = (indices.len(), importance.len());
+        require!(given == expected, Shape, "{given} indices for {expected} importances");
+        let mut checked = try_vec(expected, 0u32)?;
+        for (at, (to, &index)) in checked.iter_mut().zip(&indices).enumerate() {
+            let i = at % count;
+            if !(0..tables[i].rows() as i64).contains(&index) {
+                return Err(refuse(index, at / count, i));
+            }
+            *to = index as u32;
         }
         Ok(Self { tables, importance, indices: checked })
+    }
+
+    /// Row of table i that `id` has.
+    fn index(&self, id: usize, i: usize) -> usize {
+        let count = self.tables.len();
+        match (self.indices.get(id * count + i), (count, i)) {
+            (Some(&index), _) => index as usize,
+            (None, (2, 1)) => id / period(2, 1),
+            (None, _) => id % period(count, i),
+        }
     }
 
     /// V.
@@ -86,7 +101,8 @@ impl HashTables {
 
     /// Bytes in memory besides the codes: scales, importance and indices.
     pub fn bytes_beside_codes(&self) -> usize {
-        self.tables.iter().map(|table| 4 * table.rows()).sum::<usize>() + 8 * self.importance.len()
+        let tables = self.tables.iter().map(RowTable::bytes_beside_codes).sum::<usize>();
+        tables + 4 * (self.importance.len() + self.indices.len())
     }
 
     /// Embedding of one id into e [K]; `row` is scratch [K].
@@ -100,7 +116,7 @@ impl HashTables {
         );
         for (i, table) in self.tables.iter().enumerate() {
             let importance = self.importance[id * count + i];
-            table.embed(self.indices[id * count + i] as usize, row)?;
+            table.embed(self.index(id, i), row)?;
             for (e, v) in e.iter_mut().zip(row.iter()) {
                 *e = if i == 0 { importance * v } else { *e + importance * v };
             }
@@ -128,10 +144,23 @@ impl HashTables {
         let mut start = 0;
         for (i, table) in self.tables.iter().enumerate() {
             let rows = &rows[start..start + table.rows()];
-            for (id, out) in out.iter_mut().enumerate() {
-                let at = (from + id) * count + i;
-                let term = self.importance[at] * rows[self.indices[at] as usize];
-                *out = if i == 0 { term } else { *out + term };
+            let mut at = 0;
+            while at < out.len() {
+                // Ids up to the next period have indices that go up together, or stay.
+                let (id, mut index) = (from + at, self.index(from + at, i));
+                let (most, step) = match (self.indices.is_empty(), (count, i)) {
+                    (false, _) => (1, 0),
+                    (true, (2, 1)) => (period(2, 1) - id % period(2, 1), 0),
+                    (true, _) => (period(count, i) - id % period(count, i), 1),
+                };
+                let run = most.min(out.len() - at);
+                let importance = self.importance[id * count..].iter().skip(i).step_by(count);
+                for (out, importance) in out[at..at + run].iter_mut().zip(importance) {
+                    let term = importance * rows[index];
+                    *out = if i == 0 { term } else { *out + term };
+                    index += step;
+                }
+                at += run;
             }
             start += table.rows();
         }

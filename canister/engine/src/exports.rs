@@ -4,7 +4,7 @@
 //! it returns 0, a count or a handle. Tensors are little-endian and row-major in linear memory that `walsh_alloc` gave
 //! (16-byte aligned). Models, sessions and caches are named by handles, never by pointers.
 //!
-//! `walsh_op_*` (in `operations`) are the single operations, for conformance; `walsh_use_scalar(1)` runs their definitions,
+//! `walsh_op_*` are the single operations, for conformance, in four files by kind; `walsh_use_scalar(1)` runs their definitions,
 //! one number at a time, instead of the kernels.
 //!
 //! # Safety
@@ -18,16 +18,19 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use crate::attention;
+use crate::cache::Cache;
 use crate::cayley_dickson::Layout;
 use crate::error::{Error, Result, error, require, try_vec};
 use crate::forward::Session;
-use crate::kv_cache::KvCache;
 use crate::model::Model;
 use crate::sampling::{self, Sampling};
 use crate::tokenizer::Stream;
 
+mod caches;
+mod integers;
 mod operations;
 mod ordinary;
+mod tables;
 
 /// Everything that lives between calls.
 #[derive(Default)]
@@ -35,7 +38,7 @@ struct Engine {
     file: Vec<u8>,
     models: BTreeMap<i32, Model>,
     sessions: BTreeMap<i32, Open>,
-    caches: BTreeMap<i32, KvCache>,
+    caches: BTreeMap<i32, Cache>,
     next: i32,
     message: String,
     result: Vec<u8>,
@@ -75,7 +78,7 @@ impl Engine {
         self.models.get_mut(&handle).ok_or_else(|| error!(Parameter, "model {handle} does not exist"))
     }
 
-    fn cache(&mut self, handle: i32) -> Result<&mut KvCache> {
+    fn cache(&mut self, handle: i32) -> Result<&mut Cache> {
         self.caches.get_mut(&handle).ok_or_else(|| error!(Parameter, "cache {handle} does not exist"))
     }
 

@@ -14,7 +14,7 @@ use crate::arithmetic::{exp, reciprocal_root};
 use crate::cayley_dickson::signs;
 use crate::error::{Result, checked_product, require, try_vec};
 use crate::head_mixer::Algebra;
-use crate::saved::{Reader, put_floats};
+use crate::reader::{Reader, put_floats};
 use crate::simd::*;
 
 /// A stored weight.
@@ -299,11 +299,17 @@ impl FloatCache {
         Ok(())
     }
 
+    /// Keys and values [length, H, d].
+    pub(crate) fn held(&self) -> (&[f32], &[f32]) {
+        let used = self.length * self.heads * self.head_dim;
+        (&self.keys[..used], &self.values[..used])
+    }
+
     /// Append what is cached to `out`; see `saved`.
     pub(crate) fn save(&self, out: &mut Vec<u8>) {
-        let used = self.length * self.heads * self.head_dim;
-        put_floats(out, &self.keys[..used]);
-        put_floats(out, &self.values[..used]);
+        let (keys, values) = self.held();
+        put_floats(out, keys);
+        put_floats(out, values);
     }
 
     /// Take back `length` tokens, which must fit.

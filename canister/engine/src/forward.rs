@@ -15,11 +15,12 @@
 
 use crate::attention;
 use crate::blocks::{gather, spread, stride};
+use crate::cache::Cache;
 use crate::config::Config;
 use crate::error::{Result, error, require, try_vec};
 use crate::float::FloatCache;
 use crate::head_mixer;
-use crate::kv_cache::{Cache, KvCache};
+use crate::kv_cache::KvCache;
 use crate::model::{Embedding, LinearScratch, Model};
 use crate::rms_norm::rms_norm;
 use crate::rope::Rotation;
@@ -286,10 +287,10 @@ impl Model {
             let cache = &mut session.caches[layer];
             cache.append(k_new, v)?;
             match &block.mixer {
-                None if aligned => cache.attend(q, h, &mut work.attention)?,
-                None => cache.attend(q, &mut work.more, &mut work.attention)?,
+                None if aligned => cache.attend(q, cache.length() - 1, h, &mut work.attention)?,
+                None => cache.attend(q, cache.length() - 1, &mut work.more, &mut work.attention)?,
                 Some(mixer) => {
-                    cache.attend(q, &mut work.plain, &mut work.attention)?;
+                    cache.attend(q, cache.length() - 1, &mut work.plain, &mut work.attention)?;
                     let mixed = if aligned { &mut *h } else { &mut work.more };
                     mixer.apply(&work.plain, mixed, &mut work.mixer)?;
                 }

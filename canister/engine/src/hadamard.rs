@@ -9,7 +9,7 @@
 //! Both transforms run in registers for n = 32, four columns at a time; the second runs on integers and is exact.
 
 use crate::activations::{absmax_bits, round_codes, scales};
-use crate::arithmetic::reciprocal_root;
+use crate::arithmetic::{reciprocal_root, round_up};
 use crate::blocks::stride;
 use crate::error::{Result, require, try_vec};
 use crate::int8::Int8Matrices;
@@ -42,17 +42,26 @@ fn factor_index(n: usize, stride: usize, g: usize, at: usize) -> usize {
     if n == 32 { (at / 4 * 32 + g) * 4 + at % 4 } else { g * stride + at }
 }
 
-/// v = butterflies(alpha * x) * c across n blocks of `stride` floats, a multiple of 4; returns the bits of the largest
-/// magnitude. alpha is optional, its order that of `factor_index`.
-pub fn transform_blocks(x: &[f32], alpha: Option<&[f32]>, n: usize, stride: usize, v: &mut [f32]) -> u32 {
-    assert!(x.len() >= n * stride && v.len() >= n * stride && alpha.is_none_or(|a| a.len() >= n * stride));
+/// Columns that the first transform computes of blocks of K: whole tiles, or whole blocks.
+fn transformed(n: usize, columns: usize) -> usize {
+    if n == 32 { round_up(columns, 4) } else { stride(columns) }
+}
+
+/// v = butterflies(alpha * x) * c across n padded blocks of K floats; returns the bits of the largest magnitude. alpha is
+/// optional, its order that of `factor_index`.
+pub fn transform_blocks(x: &[f32], alpha: Option<&[f32]>, n: usize, columns: usize, v: &mut [f32]) -> u32 {
+    let (stride, columns) = (stride(columns), transformed(n, columns));
+    assert!(x.len() >= n * stride && v.len() >= n * stride && alpha.is_none_or(|a| a.len() >= n * columns));
     let v = &mut v[..n * stride];
     if n == 32 {
-        // SAFETY: all three hold 32 blocks of `stride` floats.
+        if columns < stride {
+            v.chunks_exact_mut(stride).for_each(|v| v[columns..].fill(0.0));
+        }
+        // SAFETY: x and v hold 32 blocks of `stride` floats, alpha the factors of the first `columns` of each.
         return unsafe {
             match alpha {
-                Some(alpha) => transform32::<true>(x.as_ptr(), alpha.as_ptr(), stride, v.as_mut_ptr()),
-                None => transform32::<false>(x.as_ptr(), x.as_ptr(), stride, v.as_mut_ptr()),
+                Some(alpha) => transform32::<true>(x.as_ptr(), alpha.as_ptr(), columns, stride, v.as_mut_ptr()),
+                None => transform32::<false>(x.as_ptr(), x.as_ptr(), columns, stride, v.as_mut_ptr()),
             }
         };
     }
@@ -70,12 +79,18 @@ pub fn transform_blocks(x: &[f32], alpha: Option<&[f32]>, n: usize, stride: usiz
 /// `transform_blocks` for n = 32, four columns at a time.
 ///
 /// # Safety
-/// x and v hold 32 blocks of `stride` floats, a multiple of 4; alpha as many factors in tiles, if `SCALED`.
-unsafe fn transform32<const SCALED: bool>(x: *const f32, alpha: *const f32, stride: usize, v: *mut f32) -> u32 {
+/// x and v hold 32 blocks of `stride` floats; alpha 32 `columns` factors in tiles, if `SCALED`, `columns` a multiple of 4.
+unsafe fn transform32<const SCALED: bool>(
+    x: *const f32,
+    alpha: *const f32,
+    columns: usize,
+    stride: usize,
+    v: *mut f32,
+) -> u32 {
     let (c, magnitude) = (f32x4_splat(reciprocal_root(32)), i32x4_splat(0x7fff_ffff));
     let mut most = i32x4_splat(0);
     let (mut x, mut alpha, mut v) = (x, alpha, v);
-    for _ in 0..stride / 4 {
+    for _ in 0..columns / 4 {
         let mut b = [i32x4_splat(0); 32];
         // SAFETY: the caller's promise.
         unsafe {
@@ -113,7 +128,7 @@ pub fn transform_integers(z: &mut [i32], n: usize, stride: usize) {
 /// What becomes of the sums after the second transform: ((f32(sum) * r) * c) * factor [* more].
 struct Worth<'a> {
     r: f32,
-    /// [n, stride(N)] in the order of `factor_index`.
+    /// [n, rows] in the order of `factor_index`.
     factor: &'a [f32],
     /// A second factor in the same order.
     more: Option<&'a [f32]>,
@@ -124,11 +139,11 @@ fn finish(z: &mut [i32], n: usize, rows: usize, worth: &Worth<'_>, y: &mut [f32]
     assert!(
         z.len() >= n * rows
             && y.len() >= n * to
-            && worth.factor.len() >= n * to
+            && worth.factor.len() >= n * rows
             && rows <= to
             && rows.is_multiple_of(4)
     );
-    assert!(worth.more.is_none_or(|more| more.len() >= n * to));
+    assert!(worth.more.is_none_or(|more| more.len() >= n * rows));
     let c = reciprocal_root(n);
     if n == 32 {
         // SAFETY: the assertions.
@@ -142,7 +157,7 @@ fn finish(z: &mut [i32], n: usize, rows: usize, worth: &Worth<'_>, y: &mut [f32]
         transform_integers(z, n, rows);
         for g in 0..n {
             for at in 0..rows {
-                let index = factor_index(n, to, g, at);
+                let index = factor_index(n, rows, g, at);
                 let value = ((z[g * rows + at] as f32 * worth.r) * c) * worth.factor[index];
                 y[g * to + at] = worth.more.map_or(value, |more| value * more[index]);
             }
@@ -215,9 +230,9 @@ pub struct HadamardLinear {
     columns: usize,
     weights: TernaryMatrices,
     products: Plan,
-    /// [n, stride(K)] in the order of `factor_index`, zeros in the padding.
+    /// [n, `transformed` K] in the order of `factor_index`, zeros in the padding.
     alpha: Vec<f32>,
-    /// [n, stride(N)], likewise.
+    /// [n, N rounded up to 8], likewise.
     beta: Vec<f32>,
 }
 
@@ -232,13 +247,13 @@ pub struct Scratch {
     expanded: Vec<i16>,
 }
 
-/// Factors [n, K] padded with zeros and in the order of `factor_index`.
-fn arrange(values: &[f32], n: usize, columns: usize) -> Result<Vec<f32>> {
+/// Factors [n, K] padded with zeros to [n, `padded`] and in the order of `factor_index`.
+fn arrange(values: &[f32], n: usize, columns: usize, padded: usize) -> Result<Vec<f32>> {
     require!(values.len() == n * columns, Shape, "{} factors: expected {n} x {columns}", values.len());
-    let mut arranged = try_vec(n * stride(columns), 0.0)?;
+    let mut arranged = try_vec(n * padded, 0.0)?;
     for g in 0..n {
         for at in 0..columns {
-            arranged[factor_index(n, stride(columns), g, at)] = values[g * columns + at];
+            arranged[factor_index(n, padded, g, at)] = values[g * columns + at];
         }
     }
     Ok(arranged)
@@ -258,12 +273,19 @@ impl HadamardLinear {
         check_size(n)?;
         let weights = TernaryMatrices::new(codes, n, rows, columns, packed)?;
         let products = Plan::one_each(n);
-        Ok(Self { n, columns, weights, products, alpha: arrange(alpha, n, columns)?, beta: arrange(beta, n, rows)? })
+        let alpha = arrange(alpha, n, columns, transformed(n, columns))?;
+        let beta = arrange(beta, n, rows, weights.padded_rows())?;
+        Ok(Self { n, columns, weights, products, alpha, beta })
     }
 
     /// Bytes that the layer takes in memory.
     pub fn bytes(&self) -> usize {
         self.weights.bytes() + 4 * (self.alpha.len() + self.beta.len())
+    }
+
+    /// Bytes that a layer of this size takes besides its weights.
+    pub fn bytes_of_factors(n: usize, rows: usize, columns: usize) -> usize {
+        4 * n * (transformed(n, columns) + round_up(rows, 8))
     }
 
     /// x: `columns` times padded blocks [n, stride(K)]; y: as many [n, stride(N)].
@@ -280,7 +302,7 @@ impl HadamardLinear {
         scratch.sums.resize(columns * n * rows, 0);
         scratch.worth.clear();
         for (x, codes) in x.chunks_exact(n * from).zip(scratch.codes.chunks_exact_mut(n * from)) {
-            let (s, r) = scales(transform_blocks(x, Some(&self.alpha), n, from, &mut scratch.v))?;
+            let (s, r) = scales(transform_blocks(x, Some(&self.alpha), n, self.columns, &mut scratch.v))?;
             round_codes(&scratch.v, s, codes);
             scratch.worth.push(r);
         }
@@ -309,9 +331,10 @@ impl HadamardMixer {
     /// Lay out transposed codes [n, d (output), d], scale [d] and beta [d].
     pub fn new(codes: &[i8], n: usize, d: usize, scale: &[f32], beta: &[f32]) -> Result<Self> {
         check_size(n)?;
-        let all = |values: &[f32]| arrange(&values.repeat(n), n, d);
         let weights = Int8Matrices::new(codes, n, d, d)?;
-        Ok(Self { n, d, weights, products: Plan::one_each(n), scale: all(scale)?, beta: all(beta)? })
+        let all = |values: &[f32]| arrange(&values.repeat(n), n, d, weights.padded_rows());
+        let (scale, beta) = (all(scale)?, all(beta)?);
+        Ok(Self { n, d, weights, products: Plan::one_each(n), scale, beta })
     }
 
     /// Bytes that the mixer takes in memory.
@@ -326,7 +349,7 @@ impl HadamardMixer {
         scratch.v.resize(n * width, 0.0);
         scratch.codes.resize(n * width, 0);
         scratch.sums.resize(n * rows, 0);
-        let (s, r) = scales(transform_blocks(x, None, n, width, &mut scratch.v))?;
+        let (s, r) = scales(transform_blocks(x, None, n, self.d, &mut scratch.v))?;
         round_codes(&scratch.v, s, &mut scratch.codes);
         let places = Places { columns: 1, x_stride: width, x_column: 0, out_stride: rows, out_column: 0 };
         self.weights.multiply(&self.products, &scratch.codes, &mut scratch.sums, &places);

@@ -9,11 +9,12 @@
 
 use crate::activations::quantize;
 use crate::arithmetic::round_up;
-use crate::attention::{self, BLOCK};
 use crate::error::{Result, checked_product, require, try_vec};
-use crate::float::FloatCache;
-use crate::saved::{Reader, put_floats};
+use crate::reader::{Reader, put_floats};
 use crate::simd::*;
+
+/// Positions in one block of psum, and of an arena.
+pub(crate) const BLOCK: usize = 32;
 
 /// Cache of one layer for one sequence.
 #[derive(Clone)]
@@ -141,65 +142,6 @@ impl KvCache {
         require!(length <= self.length, Range, "length {length}: expected 0 .. {}", self.length);
         self.length = length;
         Ok(())
-    }
-}
-
-/// Cache of one layer for one sequence, in the arithmetic of its model.
-#[derive(Clone)]
-pub(crate) enum Cache {
-    Strict(KvCache),
-    Float(FloatCache),
-}
-
-impl Cache {
-    pub(crate) fn append(&mut self, k: &[f32], v: &[f32]) -> Result<()> {
-        match self {
-            Cache::Strict(cache) => cache.append(k, v),
-            Cache::Float(cache) => cache.append(k, v),
-        }
-    }
-
-    /// Attend with q [H, d] to everything that is cached.
-    pub(crate) fn attend(&mut self, q: &[f32], o: &mut [f32], scratch: &mut attention::Scratch) -> Result<()> {
-        match self {
-            Cache::Strict(cache) => attention::attend(cache, q, cache.length() - 1, o, scratch),
-            Cache::Float(cache) => cache.attend(q, cache.length() - 1, o),
-        }
-    }
-
-    pub(crate) fn truncate(&mut self, length: usize) -> Result<()> {
-        match self {
-            Cache::Strict(cache) => cache.truncate(length),
-            Cache::Float(cache) => cache.truncate(length),
-        }
-    }
-
-    pub(crate) fn bytes(&self) -> usize {
-        match self {
-            Cache::Strict(cache) => cache.bytes(),
-            Cache::Float(cache) => cache.bytes(),
-        }
-    }
-
-    pub(crate) fn shape(&self) -> (usize, usize) {
-        match self {
-            Cache::Strict(cache) => cache.shape(),
-            Cache::Float(cache) => cache.shape(),
-        }
-    }
-
-    pub(crate) fn save(&self, out: &mut Vec<u8>) {
-        match self {
-            Cache::Strict(cache) => cache.save(out),
-            Cache::Float(cache) => cache.save(out),
-        }
-    }
-
-    pub(crate) fn restore(&mut self, saved: &mut Reader<'_>, length: usize) -> Result<()> {
-        match self {
-            Cache::Strict(cache) => cache.restore(saved, length),
-            Cache::Float(cache) => cache.restore(saved, length),
-        }
     }
 }
 

@@ -127,11 +127,13 @@ fn cost(layout: Layout) -> f64 {
     }
 }
 
-/// The fastest layout whose weights stay within 1.30 (with transformed weights) or 1.15 times the file.
+/// The fastest layout whose weights stay within 1.30 (with transformed weights) or 1.15 times the file; `others` is what
+/// is kept besides blocks.
 fn choose_layout(config: &Config, file: usize, others: usize) -> Layout {
     let n = config.algebra.size();
     let padded: usize =
         config.linears().iter().map(|(_, rows, columns)| n * rows.next_multiple_of(8) * stride(*columns)).sum();
+    let others = others + config.layers * bytes_beside_linears(config);
     let fits = |layout: Layout, limit: f64| {
         others as f64 + cost(layout) * (padded * config.layers) as f64 <= limit * file as f64
     };
@@ -140,6 +142,21 @@ fn choose_layout(config: &Config, file: usize, others: usize) -> Layout {
         .into_iter()
         .find(|&(layout, limit)| (octonion || layout == Layout::Pairs) && fits(layout, limit))
         .map_or(Layout::Packed, |(layout, _)| layout)
+}
+
+/// Bytes of one block, the weights of its linear layers aside.
+fn bytes_beside_linears(config: &Config) -> usize {
+    let (n, d, hadamard) = (config.algebra.size(), config.head_dim(), matches!(config.algebra, Algebra::Hadamard(_)));
+    let factors = config.linears().into_iter().map(|(_, rows, columns)| match hadamard {
+        true => HadamardLinear::bytes_of_factors(n, rows, columns),
+        false => 4 * stride(rows),
+    });
+    let mixer = match (config.head_mixing, hadamard) {
+        (false, _) => 0,
+        (true, true) => n * d.next_multiple_of(8) * (stride(d) + 8),
+        (true, false) => n * d.next_multiple_of(8) * stride(d) + 8 * d,
+    };
+    8 * config.width + factors.sum::<usize>() + mixer
 }
 
 /// How linear layers are kept: as asked for, or as fits memory.
@@ -154,8 +171,10 @@ pub(crate) fn layout_of(
         return Layout::Pairs;
     }
     let tables = tables_of(config, container);
-    let others = tables.iter().map(|(stem, rows, _)| container.stored_bytes(&format!("{stem}.codes")) + 8 * rows);
-    let others = others.sum::<usize>() + tokenizer.map_or(0, Tokenizer::memory);
+    let stored = container.shape("embedding.indices").is_some();
+    let others = tables.iter().map(|(stem, rows, width)| container.table_bytes(stem, *rows, *width)).sum::<usize>()
+        + tokenizer.map_or(0, Tokenizer::memory)
+        + config.vocabulary * config.hash_embeddings * if stored { 8 } else { 4 };
     asked.unwrap_or_else(|| choose_layout(config, container.len(), others))
 }
 

@@ -95,6 +95,12 @@ impl RowTable {
         Ok(Self { rows, width, four_bits, codes, scale, own })
     }
 
+    /// Bytes in memory of one row, scale and all.
+    pub fn row_bytes(width: usize, four_bits: bool) -> usize {
+        let own = if four_bits && width.is_multiple_of(32) { width.div_ceil(BLOCK) } else { 0 };
+        4 * (1 + own) + if four_bits { width.div_ceil(2) } else { width }
+    }
+
     /// Bytes in memory besides the codes.
     pub fn bytes_beside_codes(&self) -> usize {
         4 * (self.scale.len() + self.own.len())
@@ -498,7 +504,7 @@ mod tests {
 
     #[test]
     fn kernels_equal_scalar() {
-        for width in [2, 8, 20, 32, 64, 128, 256, 384, 512, 544] {
+        for width in [2, 8, 20, 48, 64, 128, 256, 384, 512, 1056] {
             for four_bits in [false, true] {
                 let table = table(13, width, four_bits);
                 for extreme in [false, true] {

@@ -184,7 +184,7 @@ fn draw(scratch: &mut Scratch, top_p: f32, u: f32) -> Result<usize> {
     scratch.e.clear();
     scratch.e.extend(scratch.keys.iter().map(|&key| exp(scratch.logits[id(key)] - max)));
     let total = if scratch.keys.len() * 16 < vocabulary {
-        sparse_hsum(scratch.keys.iter().map(|&key| id(key)).zip(scratch.e.iter().copied()).collect(), vocabulary)
+        sparse_hsum(scratch.keys.iter().map(|&key| id(key)).zip(scratch.e.iter().copied()), vocabulary)
     } else {
         let mut dense = try_vec(vocabulary, 0.0f32)?;
         scratch.keys.iter().zip(&scratch.e).for_each(|(&key, &e)| dense[id(key)] = e);
@@ -210,9 +210,15 @@ fn draw(scratch: &mut Scratch, top_p: f32, u: f32) -> Result<usize> {
 ///
 /// Halving adds index i and i + half: numbers meet when their low bits agree. Ordered by reversed bits, those that meet
 /// next are neighbours at every level.
-fn sparse_hsum(mut terms: Vec<(usize, f32)>, length: usize) -> f32 {
+fn sparse_hsum(terms: impl Iterator<Item = (usize, f32)>, length: usize) -> f32 {
     let bits = length.next_power_of_two().trailing_zeros();
-    terms.sort_unstable_by_key(|&(index, _)| (index as u32).reverse_bits());
+    // Sorted as the numbers that are sorted elsewhere: another sort is another twenty kilobytes of code.
+    let key =
+        |(index, value): (usize, f32)| u64::from((index as u32).reverse_bits()) << 32 | u64::from(value.to_bits());
+    let mut keys: Vec<u64> = terms.map(key).collect();
+    keys.sort_unstable();
+    let term = |key: u64| (((key >> 32) as u32).reverse_bits() as usize, f32::from_bits(key as u32));
+    let mut terms: Vec<(usize, f32)> = keys.into_iter().map(term).collect();
     for level in (0..bits).rev() {
         let mask = (1usize << level) - 1;
         let mut merged: Vec<(usize, f32)> = Vec::with_capacity(terms.len());
@@ -260,7 +266,21 @@ mod tests {
         let terms: Vec<(usize, f32)> = (0..40).map(|i| (i * 1237 % 50257, 0.1 + i as f32 * 0.37)).collect();
         let mut dense = vec![0.0; 50257];
         terms.iter().for_each(|&(i, v)| dense[i] = v);
-        assert_eq!(sparse_hsum(terms, 50257).to_bits(), hsum_in_place(&mut dense).to_bits());
+        assert_eq!(sparse_hsum(terms.into_iter(), 50257).to_bits(), hsum_in_place(&mut dense).to_bits());
+    }
+
+    #[test]
+    fn a_share_that_ends_on_the_threshold_is_passed_over() {
+        for (vocabulary, expected) in [(2, 1), (4, 2)] {
+            let logits = vec![0.0; vocabulary];
+            let mut scratch = Scratch { logits: logits.clone(), ..Scratch::default() };
+            sort(&mut scratch, 0).unwrap();
+            assert_eq!(draw(&mut scratch, 1.0, 0.5).unwrap(), expected);
+            // The seed whose first number is one half: the finaliser of splitmix64, undone.
+            let half = Sampling { seed: 0x2fed_f1ef_ce1d_5545, ..plain(1.0) };
+            assert_eq!(uniform(half.seed, 0), 0.5);
+            assert_eq!(sample(&logits, &[], &half, 0, &mut scratch).unwrap(), expected);
+        }
     }
 
     #[test]

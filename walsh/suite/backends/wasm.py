@@ -1,7 +1,7 @@
 """The engine as a backend: Rust compiled to WebAssembly, run by wasmtime.
 
-It computes strict arithmetic, the integer packings, and in float32 what models with float activations need; everything
-else is training's, which the engine does not do.
+It computes strict arithmetic, what is exact on integers, and ordinary arithmetic in float32. Gradients are training's,
+which the engine does not do, and neither does it know other float dtypes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from walsh.engine.ordinary import Ordinary
 from walsh.errors import BackendError
 from walsh.suite.backend import Skip, deliver
 from walsh.suite.backends.calling import cache_sizes, invoke, run_script, split_params
-from walsh.suite.catalog import CALLS, Call
+from walsh.suite.catalog import Call
 from walsh.suite.tensors import Array
 
 INTEGER_CALLS = (
@@ -32,41 +32,18 @@ INTEGER_CALLS = (
 )
 """Calls on integers, which strict arithmetic needs no form of."""
 
-FLOAT_CALLS = (
-    "ternary",
-    "quantize_activations",
-    "fake_quantize_activations",
-    "cayley_dickson_linear",
-    "cayley_dickson_bit_linear",
-    "hadamard_transform",
-    "hadamard_linear",
-    "hadamard_bit_linear",
-    "head_mixer",
-    "rms_norm",
-    "rope",
-    "attention",
-    "swiglu",
-    "embedding",
-    "lm_head",
-    "cross_entropy",
-)
-"""Ordinary calls that the engine computes, on float32 as models with float activations do."""
+OTHER_DTYPES = ("float16", "bfloat16", "float64")
+"""Floats that the engine does not compute in."""
 
 
 def _refusal(call: Call, inputs: Mapping[str, Array]) -> str | None:
     """Why the engine does not answer, None if it does."""
+    if call.kind == "backward":
+        return "a gradient: the engine does inference"
     if call.kind == "strict" or call.name in INTEGER_CALLS:
         return None
-    if call.name not in FLOAT_CALLS:
-        return "the engine does inference: this call belongs to training, or to weights that a file does not hold"
-    for name, value in inputs.items():
-        if value.dtype.name in ("float16", "bfloat16", "float64"):
-            return f"{name} is {value.dtype}: the engine computes in float32"
-    if "x" in inputs and inputs["x"].dtype.kind in "iu":
-        return "x is integer: the engine rounds activations itself"
-    if "x_scale" in inputs:
-        return "x_scale: the engine rounds activations itself"
-    return None
+    found = ((name, value.dtype.name) for name, value in inputs.items() if value.dtype.name in OTHER_DTYPES)
+    return next((f"{name} is {dtype}: the engine computes in float32" for name, dtype in found), None)
 
 
 class WasmBackend:
@@ -88,12 +65,9 @@ class WasmBackend:
         self._name = "wasm-scalar" if scalar else "wasm"
 
     def describe(self) -> dict[str, Any]:
-        """Name, digest of the module, and the calls that it computes."""
-        calls = [
-            name for name, call in CALLS.items() if call.kind == "strict" or name in (*INTEGER_CALLS, *FLOAT_CALLS)
-        ]
+        """Name and digest of the module."""
         version = f"{__version__} (module {read_record()['sha256'][:12]})"
-        return {"name": self._name, "version": version, "own": True, "device": "cpu", "calls": calls}
+        return {"name": self._name, "version": version, "own": True, "device": "cpu"}
 
     def run(
         self, op: str, params: Mapping[str, Any], inputs: Mapping[str, Array], out: Mapping[str, Array]
@@ -104,23 +78,27 @@ class WasmBackend:
         if reason := _refusal(call, inputs):
             return Skip(reason)
         if call.function == "kv_cache":
-            results = self._run_cache(keywords, inputs)
+            results = self._run_cache(call.kind == "strict", keywords, inputs)
         else:
             results = invoke(call, self._function(call), inputs, keywords, out)
         deliver({name: np.asarray(value) for name, value in results.items()}, out)
         return None
 
     def _function(self, call: Call) -> Callable[..., Any]:
-        place = self._ordinary if call.name in FLOAT_CALLS else self._operations
+        strict = call.kind == "strict" or call.name in INTEGER_CALLS
+        place: Any = self._operations if strict else self._ordinary
         function: Callable[..., Any] = getattr(place, call.function)
         return function
 
-    def _run_cache(self, keywords: Mapping[str, Any], inputs: Mapping[str, Array]) -> dict[str, Array]:
-        cache = self._operations.cache(*cache_sizes(keywords, inputs))
+    def _run_cache(self, strict: bool, keywords: Mapping[str, Any], inputs: Mapping[str, Array]) -> dict[str, Array]:
+        place: Any = self._operations if strict else self._ordinary
+        cache = place.cache(*cache_sizes(keywords, inputs))
         final, outputs = run_script(
-            cache, self._operations.attention, keywords["script"], inputs, lambda rows: np.array(rows, dtype=np.int64)
+            cache, place.attention, keywords["script"], inputs, lambda rows: np.array(rows, dtype=np.int64)
         )
         results = {"lengths": final.lengths, **outputs}
+        if not strict:
+            results["keys"], results["values"] = final.read()
         cache.close()
         if final is not cache:
             final.close()

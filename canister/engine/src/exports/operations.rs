@@ -1,29 +1,25 @@
-//! `walsh_op_*`: the single operations of SPEC.md, *Strict arithmetic*, and the integer packings.
+//! `walsh_op_*`: what blocks are made of, in strict arithmetic (SPEC.md, *Strict arithmetic*), an operation at a time.
 //!
 //! The contract is that of `exports`; arguments are those of SPEC.md, with sizes as numbers.
 
-use super::{ENGINE, read, run, sampling, write};
+use super::{read, run, write};
 use crate::activations::{quantize, quantize_scalar};
 use crate::arithmetic::{exp, exp4};
 use crate::attention::{attend, attend_scalar};
 use crate::blocks::{gather, spread, stride};
 use crate::cayley_dickson::{self, CayleyDicksonLinear, Layout};
 use crate::config::MAX_WIDTH;
-use crate::embedding::{HashTables, hash_indices};
-use crate::error::{Result, checked_product, error, require, try_vec};
+use crate::error::{Result, checked_product, require, try_vec};
 use crate::hadamard::{self, HadamardLinear, check_size};
 use crate::head_mixer::{self, Algebra, HeadMixer};
 use crate::kv_cache::KvCache;
 use crate::rms_norm::{rms_norm, rms_norm_scalar};
 use crate::rope::Rotation;
-use crate::rows::{Bytes, Query, RowTable};
-use crate::sampling::{sample, uniform};
 use crate::simd::*;
 use crate::swiglu::{swiglu, swiglu_scalar};
-use crate::{bitmask, ternary};
 
 /// Refuse a width whose integer sums might not fit 32 bits.
-fn check_width(features: usize) -> Result<()> {
+pub(super) fn check_width(features: usize) -> Result<()> {
     require!((1..=MAX_WIDTH).contains(&features), Shape, "{features} features: expected 1 .. {MAX_WIDTH}");
     Ok(())
 }
@@ -110,7 +106,7 @@ pub unsafe extern "C" fn walsh_op_hadamard_transform(x: *const f32, rows: usize,
                 hadamard::transform_scalar(x, y);
             } else {
                 spread(x, 1, &mut from);
-                hadamard::transform_blocks(&from, None, n, stride(1), &mut to);
+                hadamard::transform_blocks(&from, None, n, 1, &mut to);
                 gather(&to, 1, y);
             }
         }
@@ -301,86 +297,6 @@ pub unsafe extern "C" fn walsh_op_attention(
     })
 }
 
-/// An empty cache for one sequence.
-#[unsafe(no_mangle)]
-pub extern "C" fn walsh_op_cache_new(capacity: usize, heads: usize, d: usize) -> i32 {
-    run(|engine| {
-        check_width(checked_product(&[heads, d])?)?;
-        let cache = KvCache::new(capacity, heads, d)?;
-        let handle = engine.handle();
-        engine.caches.insert(handle, cache);
-        Ok(handle)
-    })
-}
-
-/// Append k and v [count, H, d]; on an error the cache is as it was.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn walsh_op_cache_append(cache: i32, k: *const f32, v: *const f32, count: usize) -> i32 {
-    run(|engine| {
-        let cache = engine.cache(cache)?;
-        let (size, before) = (cache.heads * cache.head_dim, cache.length());
-        // SAFETY: the host's promise.
-        let (k, v) = unsafe { (read(k, count * size)?, read(v, count * size)?) };
-        for (k, v) in k.chunks_exact(size).zip(v.chunks_exact(size)) {
-            if let Err(error) = cache.append(k, v) {
-                cache.truncate(before)?;
-                return Err(error);
-            }
-        }
-        Ok(0)
-    })
-}
-
-/// Attend with q [H, d] to positions 0 ..= `position`; -1 gives zeros.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn walsh_op_cache_attend(cache: i32, q: *const f32, position: i64, o: *mut f32) -> i32 {
-    run(|engine| {
-        let mut scratch = std::mem::take(&mut engine.attention);
-        let cache = engine.cache(cache)?;
-        let size = cache.heads * cache.head_dim;
-        // SAFETY: the host's promise.
-        let (q, o) = unsafe { (read(q, size)?, write(o, size)?) };
-        let done = match usize::try_from(position) {
-            Err(_) => {
-                o.fill(0.0);
-                Ok(())
-            }
-            Ok(position) => attend(cache, q, position, o, &mut scratch),
-        };
-        engine.attention = scratch;
-        done.map(|()| 0)
-    })
-}
-
-/// Forget all but the first `length` tokens.
-#[unsafe(no_mangle)]
-pub extern "C" fn walsh_op_cache_truncate(cache: i32, length: usize) -> i32 {
-    run(|engine| engine.cache(cache)?.truncate(length).map(|()| 0))
-}
-
-/// Tokens held.
-#[unsafe(no_mangle)]
-pub extern "C" fn walsh_op_cache_length(cache: i32) -> i32 {
-    run(|engine| Ok(engine.cache(cache)?.length() as i32))
-}
-
-/// An independent copy.
-#[unsafe(no_mangle)]
-pub extern "C" fn walsh_op_cache_fork(cache: i32) -> i32 {
-    run(|engine| {
-        let copy = engine.cache(cache)?.clone();
-        let handle = engine.handle();
-        engine.caches.insert(handle, copy);
-        Ok(handle)
-    })
-}
-
-/// Drop a cache.
-#[unsafe(no_mangle)]
-pub extern "C" fn walsh_op_cache_drop(cache: i32) {
-    ENGINE.with_borrow_mut(|engine| engine.caches.remove(&cache));
-}
-
 /// h into gate; gate and up of `length` numbers.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn walsh_op_swiglu(gate: *mut f32, up: *const f32, length: usize) -> i32 {
@@ -408,251 +324,5 @@ pub unsafe extern "C" fn walsh_op_exp(x: *mut f32, length: usize) -> i32 {
             x.iter_mut().for_each(|v| *v = f32x4_lanes(exp4(f32x4_splat(*v)))[0]);
         }
         Ok(0)
-    })
-}
-
-/// A row table over memory of the host's, copied; `bits` 8 or 4.
-unsafe fn row_table(codes: *const u8, rows: usize, c: usize, bits: i32, scale: *const f32) -> Result<RowTable> {
-    require!(bits == 8 || bits == 4, Parameter, "{bits} bits: expected 8 or 4");
-    let row = if bits == 4 { c.div_ceil(2) } else { c };
-    // SAFETY: the host's promise.
-    let (codes, scale) = unsafe { (read(codes, checked_product(&[rows, row])?)?, read(scale, rows)?) };
-    RowTable::new(Bytes::owned(codes.to_vec()), rows, c, bits == 4, scale.to_vec())
-}
-
-/// ids [count], codes [V, C], scale [V] -> e [count, C].
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn walsh_op_embedding(
-    ids: *const i64,
-    count: usize,
-    codes: *const u8,
-    v: usize,
-    c: usize,
-    bits: i32,
-    scale: *const f32,
-    e: *mut f32,
-) -> i32 {
-    run(|_| {
-        // SAFETY: the host's promise.
-        let (ids, table, e) =
-            unsafe { (read(ids, count)?, row_table(codes, v, c, bits, scale)?, write(e, count * c)?) };
-        for (i, &id) in ids.iter().enumerate() {
-            table.embed(usize::try_from(id).unwrap_or(usize::MAX), &mut e[i * c..][..c])?;
-        }
-        Ok(0)
-    })
-}
-
-/// x [tokens, C], codes [V, C], scale [V] -> logits [tokens, V].
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn walsh_op_lm_head(
-    x: *const f32,
-    tokens: usize,
-    codes: *const u8,
-    v: usize,
-    c: usize,
-    bits: i32,
-    scale: *const f32,
-    logits: *mut f32,
-) -> i32 {
-    run(|engine| {
-        check_width(c)?;
-        // SAFETY: the host's promise.
-        let (x, table, logits) =
-            unsafe { (read(x, tokens * c)?, row_table(codes, v, c, bits, scale)?, write(logits, tokens * v)?) };
-        let mut query = Query::default();
-        for (i, x) in x.chunks_exact(c).enumerate() {
-            query.quantize(x, true)?;
-            let logits = &mut logits[i * v..][..v];
-            if engine.scalar {
-                logits.iter_mut().enumerate().for_each(|(row, logit)| *logit = table.logit_scalar(&query, row));
-            } else {
-                table.logits(&mut [(&query, logits)], 0);
-            }
-        }
-        Ok(0)
-    })
-}
-
-/// Hash tables from arrays of pointers: codes and scales per table, importance [V, tables], indices or null.
-unsafe fn hash_tables(
-    codes: *const *const u8,
-    scales: *const *const f32,
-    rows: *const u32,
-    tables: usize,
-    c: usize,
-    importance: *const f32,
-    indices: *const i64,
-    v: usize,
-) -> Result<HashTables> {
-    // SAFETY: the host's promise.
-    unsafe {
-        let (codes, scales, rows) = (read(codes, tables)?, read(scales, tables)?, read(rows, tables)?);
-        let mut list = Vec::new();
-        for i in 0..tables {
-            list.push(row_table(codes[i], rows[i] as usize, c, 8, scales[i])?);
-        }
-        let indices = if indices.is_null() { None } else { Some(read(indices, v * tables)?.to_vec()) };
-        HashTables::new(list, read(importance, v * tables)?.to_vec(), indices)
-    }
-}
-
-/// ids [count] -> e [count, C].
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn walsh_op_hash_embedding(
-    ids: *const i64,
-    count: usize,
-    codes: *const *const u8,
-    scales: *const *const f32,
-    rows: *const u32,
-    tables: usize,
-    c: usize,
-    importance: *const f32,
-    indices: *const i64,
-    v: usize,
-    scale: f32,
-    e: *mut f32,
-) -> i32 {
-    run(|_| {
-        require!(scale.is_finite(), Parameter, "scale {scale}: expected a finite float32");
-        // SAFETY: the host's promise.
-        let (ids, hash, e) = unsafe {
-            (
-                read(ids, count)?,
-                hash_tables(codes, scales, rows, tables, c, importance, indices, v)?,
-                write(e, count * c)?,
-            )
-        };
-        let mut row = try_vec(c, 0.0)?;
-        for (i, &id) in ids.iter().enumerate() {
-            hash.embed(usize::try_from(id).unwrap_or(usize::MAX), scale, &mut e[i * c..][..c], &mut row)?;
-        }
-        Ok(0)
-    })
-}
-
-/// x [tokens, C] -> logits [tokens, V].
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn walsh_op_hash_lm_head(
-    x: *const f32,
-    tokens: usize,
-    codes: *const *const u8,
-    scales: *const *const f32,
-    rows: *const u32,
-    tables: usize,
-    c: usize,
-    importance: *const f32,
-    indices: *const i64,
-    v: usize,
-    logits: *mut f32,
-) -> i32 {
-    run(|_| {
-        check_width(c)?;
-        // SAFETY: the host's promise.
-        let (x, hash, logits) = unsafe {
-            (
-                read(x, tokens * c)?,
-                hash_tables(codes, scales, rows, tables, c, importance, indices, v)?,
-                write(logits, tokens * v)?,
-            )
-        };
-        let (mut query, mut row_logits) = (Query::default(), Vec::new());
-        for (i, x) in x.chunks_exact(c).enumerate() {
-            query.quantize(x, true)?;
-            hash.row_logits(&query, &mut row_logits);
-            hash.combine(&row_logits, 0, &mut logits[i * v..][..v]);
-        }
-        Ok(0)
-    })
-}
-
-/// logits [V], history [P] -> an id.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn walsh_op_sample(
-    logits: *const f32,
-    v: usize,
-    history: *const i64,
-    p: usize,
-    temperature: f32,
-    top_k: i64,
-    top_p: f32,
-    penalty: f32,
-    seed: u64,
-    position: u64,
-) -> i32 {
-    run(|engine| {
-        let sampling = sampling(temperature, top_k, top_p, penalty, seed)?;
-        // SAFETY: the host's promise.
-        let (logits, history) = unsafe { (read(logits, v)?, read(history, p)?) };
-        sample(logits, history, &sampling, position, &mut engine.sampling).map(|id| id as i32)
-    })
-}
-
-/// ids [count] -> indices [count, tables].
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn walsh_op_hash_indices(ids: *const i64, count: usize, tables: usize, indices: *mut i64) -> i32 {
-    run(|_| {
-        hash_indices(0, tables)?;
-        // SAFETY: the host's promise.
-        let (ids, indices) = unsafe { (read(ids, count)?, write(indices, count * tables)?) };
-        for (&id, indices) in ids.iter().zip(indices.chunks_exact_mut(tables)) {
-            let id = usize::try_from(id).map_err(|_| error!(Range, "id {id}: expected 0 or more"))?;
-            indices.iter_mut().zip(hash_indices(id, tables)?).for_each(|(to, index)| *to = index as i64);
-        }
-        Ok(0)
-    })
-}
-
-/// The uniform number of a seed and a position.
-#[unsafe(no_mangle)]
-pub extern "C" fn walsh_op_uniform(seed: u64, position: u64) -> f32 {
-    uniform(seed, position)
-}
-
-/// q [length] -> mask (ceil(length / 8) bytes) and signs in the result; returns their bytes together.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn walsh_op_bitmask_encode(q: *const i8, length: usize) -> i32 {
-    run(|engine| {
-        // SAFETY: the host's promise.
-        let (mask, signs) = bitmask::encode(unsafe { read(q, length)? })?;
-        engine.result = [mask, signs].concat();
-        Ok(engine.result.len() as i32)
-    })
-}
-
-/// mask and signs -> q [length].
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn walsh_op_bitmask_decode(
-    mask: *const u8,
-    mask_length: usize,
-    signs: *const u8,
-    signs_length: usize,
-    q: *mut i8,
-    length: usize,
-) -> i32 {
-    run(|_| {
-        // SAFETY: the host's promise.
-        let (mask, signs, q) = unsafe { (read(mask, mask_length)?, read(signs, signs_length)?, write(q, length)?) };
-        bitmask::decode(mask, signs, q).map(|()| 0)
-    })
-}
-
-/// q [rows, K] -> packed [rows, ceil(K / 4)].
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn walsh_op_pack_ternary(q: *const i8, rows: usize, k: usize, packed: *mut u8) -> i32 {
-    run(|_| {
-        // SAFETY: the host's promise.
-        let (q, packed) = unsafe { (read(q, rows * k)?, write(packed, rows * k.div_ceil(4))?) };
-        ternary::pack(q, k, packed).map(|()| 0)
-    })
-}
-
-/// packed [rows, ceil(K / 4)] -> q [rows, K].
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn walsh_op_unpack_ternary(packed: *const u8, rows: usize, k: usize, q: *mut i8) -> i32 {
-    run(|_| {
-        // SAFETY: the host's promise.
-        let (packed, q) = unsafe { (read(packed, rows * k.div_ceil(4))?, write(q, rows * k)?) };
-        ternary::unpack(packed, k, q).map(|()| 0)
     })
 }

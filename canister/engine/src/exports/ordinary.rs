@@ -13,7 +13,7 @@ use crate::head_mixer::Algebra;
 ///
 /// # Safety
 /// See `exports`.
-unsafe fn optional<'a, T>(pointer: *const T, length: usize) -> Result<&'a [T]> {
+pub(super) unsafe fn optional<'a, T>(pointer: *const T, length: usize) -> Result<&'a [T]> {
     // SAFETY: the host's promise.
     if pointer.is_null() { Ok(&[]) } else { unsafe { read(pointer, length) } }
 }
@@ -327,6 +327,26 @@ pub unsafe extern "C" fn walsh_float_transform(
     })
 }
 
+/// Loss of one token: ln sum exp(logits) - logits[target].
+fn token_loss(logits: &[f32], target: i64) -> Result<f64> {
+    let at = usize::try_from(target).unwrap_or(usize::MAX);
+    require!(at < logits.len(), Range, "target {target}: expected -1 .. {}", logits.len() as i64 - 1);
+    let nan = logits.iter().any(|v| v.is_nan());
+    let most = logits.iter().fold(f64::NEG_INFINITY, |most, &v| most.max(f64::from(v)));
+    let sum: f64 = logits.iter().map(|&v| (f64::from(v) - most).exp()).sum();
+    Ok(if nan { f64::NAN } else { sum.ln() + most - f64::from(logits[at]) })
+}
+
+/// Mean of the losses of tokens whose target is not -1; 0 without any.
+fn mean_loss(targets: &[i64], mut loss: impl FnMut(usize) -> Result<f64>) -> Result<f64> {
+    let (mut total, mut counted) = (0.0, 0);
+    for (t, _) in targets.iter().enumerate().filter(|(_, target)| **target != -1) {
+        total += loss(t)?;
+        counted += 1;
+    }
+    Ok(if counted == 0 { 0.0 } else { total / f64::from(counted) })
+}
+
 /// logits [rows, V], targets [rows], -1 where there is none -> the mean loss (float64).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn walsh_float_cross_entropy(
@@ -339,17 +359,133 @@ pub unsafe extern "C" fn walsh_float_cross_entropy(
     run(|_| {
         // SAFETY: the host's promise.
         let (logits, targets, loss) = unsafe { (read(logits, rows * v)?, read(targets, rows)?, write(loss, 1)?) };
-        let (mut total, mut counted) = (0.0, 0);
-        for (logits, &target) in logits.chunks_exact(v.max(1)).zip(targets).filter(|(_, target)| **target != -1) {
-            let target = usize::try_from(target).unwrap_or(usize::MAX);
-            require!(target < v, Range, "target {target}: expected -1 .. {}", v as i64 - 1);
-            let nan = logits.iter().any(|v| v.is_nan());
-            let most = logits.iter().fold(f64::NEG_INFINITY, |most, &v| most.max(f64::from(v)));
-            let sum: f64 = logits.iter().map(|&v| (f64::from(v) - most).exp()).sum();
-            total += if nan { f64::NAN } else { sum.ln() + most - f64::from(logits[target]) };
-            counted += 1;
+        loss[0] = mean_loss(targets, |t| token_loss(&logits[t * v..][..v], targets[t]))?;
+        Ok(0)
+    })
+}
+
+/// x [rows, C], table [V, C], targets [rows] -> the mean loss of the tied head; logits of one token at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn walsh_float_linear_cross_entropy(
+    x: *const f32,
+    table: *const f32,
+    targets: *const i64,
+    rows: usize,
+    v: usize,
+    c: usize,
+    loss: *mut f64,
+) -> i32 {
+    run(|_| {
+        // SAFETY: the host's promise.
+        let (x, table, targets, loss) =
+            unsafe { (read(x, rows * c)?, read(table, v * c)?, read(targets, rows)?, write(loss, 1)?) };
+        let mut logits = try_vec(v, 0.0)?;
+        loss[0] = mean_loss(targets, |t| {
+            logits.iter_mut().enumerate().for_each(|(row, to)| *to = dot(&x[t * c..][..c], &table[row * c..][..c]));
+            token_loss(&logits, targets[t])
+        })?;
+        Ok(0)
+    })
+}
+
+/// Tables of a hash embedding, one under the other [P, C]; importance and rows of them [V, tables].
+struct Hash<'a> {
+    table: &'a [f32],
+    importance: &'a [f32],
+    rows: &'a [i64],
+    tables: usize,
+    c: usize,
+}
+
+impl<'a> Hash<'a> {
+    /// # Safety
+    /// See `exports`.
+    unsafe fn new(
+        (table, p, c): (*const f32, usize, usize),
+        (importance, rows, v, tables): (*const f32, *const i64, usize, usize),
+    ) -> Result<Self> {
+        // SAFETY: the host's promise.
+        let (table, importance, rows) =
+            unsafe { (read(table, p * c)?, read(importance, v * tables)?, read(rows, v * tables)?) };
+        let bad = rows.iter().find(|row| !(0..p as i64).contains(row));
+        require!(bad.is_none(), Range, "row {bad:?} of hash tables: expected 0 .. {}", p as i64 - 1);
+        Ok(Self { table, importance, rows, tables, c })
+    }
+
+    /// (importance, row) of an id, table by table.
+    fn terms(&self, id: usize) -> impl Iterator<Item = (f64, &'a [f32])> {
+        let (at, table, c) = (id * self.tables..(id + 1) * self.tables, self.table, self.c);
+        let factors = self.importance[at.clone()].iter().map(|&factor| f64::from(factor));
+        factors.zip(self.rows[at].iter().map(move |&row| &table[row as usize * c..][..c]))
+    }
+}
+
+/// ids [count], table [P, C], importance and rows [V, tables] -> e [count, C].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn walsh_float_hash_embedding(
+    ids: *const i64,
+    count: usize,
+    table: *const f32,
+    p: usize,
+    c: usize,
+    importance: *const f32,
+    rows: *const i64,
+    v: usize,
+    tables: usize,
+    scale: f64,
+    e: *mut f32,
+) -> i32 {
+    run(|_| {
+        // SAFETY: the host's promise.
+        let (ids, hash, e) = unsafe {
+            (read(ids, count)?, Hash::new((table, p, c), (importance, rows, v, tables))?, write(e, count * c)?)
+        };
+        for (i, &id) in ids.iter().enumerate() {
+            require!((0..v as i64).contains(&id), Range, "id {id}: expected 0 .. {}", v as i64 - 1);
+            for (at, e) in e[i * c..][..c].iter_mut().enumerate() {
+                *e = (scale * hash.terms(id as usize).map(|(w, row)| w * f64::from(row[at])).sum::<f64>()) as f32;
+            }
         }
-        loss[0] = if counted == 0 { 0.0 } else { total / f64::from(counted) };
+        Ok(0)
+    })
+}
+
+/// x [tokens, C], table [P, C], importance and rows [V, tables] -> logits [tokens, V].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn walsh_float_hash_lm_head(
+    x: *const f32,
+    tokens: usize,
+    table: *const f32,
+    p: usize,
+    c: usize,
+    importance: *const f32,
+    rows: *const i64,
+    v: usize,
+    tables: usize,
+    logits: *mut f32,
+) -> i32 {
+    run(|_| {
+        // SAFETY: the host's promise.
+        let (x, hash, logits) = unsafe {
+            (read(x, tokens * c)?, Hash::new((table, p, c), (importance, rows, v, tables))?, write(logits, tokens * v)?)
+        };
+        for t in 0..tokens {
+            let x = &x[t * c..][..c];
+            for (id, logit) in logits[t * v..][..v].iter_mut().enumerate() {
+                *logit = hash.terms(id).map(|(w, row)| w * f64::from(dot(x, row))).sum::<f64>() as f32;
+            }
+        }
+        Ok(0)
+    })
+}
+
+/// x += y, as residuals are added.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn walsh_float_add(x: *mut f32, y: *const f32, length: usize) -> i32 {
+    run(|_| {
+        // SAFETY: the host's promise.
+        let (x, y) = unsafe { (write(x, length)?, read(y, length)?) };
+        x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
         Ok(0)
     })
 }
