@@ -132,6 +132,7 @@ def test_verify_tells_a_sound_file_from_a_damaged_one(work: Path, tmp_path: Path
     assert [(row["check"], row["outcome"]) for row in record["checks"]] == [("python", "fail"), ("engine", "fail")]
     assert "sha256" in record["checks"][0]["detail"]
     call("verify", tmp_path / "nothing", code=64)
+    call("compress", tmp_path / "nothing", code=64)
     assert "checkpoint" in call("verify", work / "checkpoint").output
     (tmp_path / "empty").mkdir()
     call("verify", tmp_path / "empty", code=1)

@@ -90,7 +90,7 @@ def _cost_table(found: list[dict[str, Any]]) -> Table:
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path), default=Path("runs/laptop"))
+@click.argument("checkpoint", type=click.Path(path_type=Path, exists=True), default=Path("runs/laptop"))
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False), help="File [model.walsh].")
 @click.option(
     "--rows", type=click.Choice(["int8", "int4"]), help="Codes of embedding and head [int8, or what the file has]."

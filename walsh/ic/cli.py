@@ -118,7 +118,7 @@ def _print(console: Console, title: str, rows: Sequence[tuple[str, int]], whole:
     console.print(table)
 
 
-MODEL = click.argument("model", type=click.Path(dir_okay=False, path_type=Path))
+MODEL = click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 
 
 def _say(text: str) -> None:
