@@ -15,6 +15,7 @@ CONFIGS = {
     "hadamard": {"algebra": "hadamard", "n_head": 32, "head_mixing": True},
     "dense untied": {"algebra": "dense", "tied_head": False, "vocab_size": 1100},
     "no layers": {"algebra": "octonion", "n_layer": 0},
+    "float": {"algebra": "octonion", "activation_bits": None},
 }
 
 
@@ -22,7 +23,8 @@ def weights_of(config: dict, seed: int = 0) -> dict:
     """Codes from NumPy's generator; scales wide enough that drawn tokens depend on the prompt."""
     rng = np.random.default_rng(seed)
     weights = {}
-    for key, shape in strict_weight_shapes(config).items():
+    # Float models have the weights of strict ones.
+    for key, shape in strict_weight_shapes(config | {"activation_bits": 8}).items():
         if key == "rope.inv_freq":
             weights[key] = 10000.0 ** (-2 * np.arange(shape[0]) / (2 * shape[0]))
         elif strict_weight_dtype(key) == "int8":

@@ -1,12 +1,15 @@
 """Random schedules: 50 sessions by 10 callers, interleaved; every transcript must equal the sequential one.
 
-    python tests/ic/schedules.py --schedules 10000            deep
-    python tests/ic/schedules.py --seconds 60 --seed 20261121  as many as fit
+    python tests/ic/schedules.py --schedules 10000                the deep run
+    python tests/ic/schedules.py --seconds 60 --seed 20261121     as many as fit
+    python tests/ic/schedules.py --whole --schedules 20           every session from its beginning to its end
 
-Each session starts, reads its prompt in pieces, draws its tokens in pieces or in the background, is polled on the
-way, and ends. In between come rounds of the timer, calls by others, messages that run out of instructions, and
-upgrades. One
-schedule is decided by its number: a failure names it.
+A schedule is 50 messages, each about a session drawn at random among the 50 that stand open in one canister, in any
+phase that earlier schedules left them in: start, read a prompt, draw tokens in pieces, in the background or step by
+step, look, cancel, end. A session that ended is followed by another one. In between come rounds of the timer, calls
+by others, messages that run out of instructions, and upgrades. Tokens are compared at every answer that has some; at
+last all sessions are played to their ends and nothing may be left. With ``--whole`` a schedule is all of that for 50
+sessions, some 400 messages. Everything follows from seed and number: a failure says how to play it again.
 """
 
 from __future__ import annotations
@@ -24,13 +27,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import models
+from answers import Answers
 
 from walsh.ic.canister import Client, deploy
 from walsh.ic.canister.client import PARAMETERS, interface, module
+from walsh.ic.canister.module import INTERFACE
 from walsh.ic.errors import RejectError
 from walsh.ic.replica import Ingress, user_id
 
-SESSIONS, CALLERS = 50, 10
+SESSIONS, CALLERS, MESSAGES = 50, 10, 50
 CALLER_IDS = [user_id(f"caller {i}") for i in range(CALLERS)]
 
 
@@ -45,7 +50,8 @@ class Script:
 
     @functools.cached_property
     def expected(self) -> list[int]:
-        return models.expected(list(self.prompt), self.tokens, seed=self.seed, temperature=self.temperature)
+        # More than are asked for: the background may have drawn what its owner asks for a second time.
+        return models.expected(list(self.prompt), 4 * self.tokens, seed=self.seed, temperature=self.temperature)
 
 
 SCRIPTS = [
@@ -60,15 +66,12 @@ def encoded(method: str, *values) -> bytes:
 
 
 def _thawed(value):
-    """Tuples stand for lists and variants, so that arguments can be remembered."""
+    """Tuples stand for lists, variants and parameters, so that arguments can be remembered."""
+    if isinstance(value, Script):
+        return {name: [] for name in PARAMETERS} | {"seed": [value.seed], "temperature": [value.temperature]}
     if isinstance(value, tuple) and value and value[0] == "variant":
         return {value[1]: _thawed(value[2])}
     return [_thawed(item) for item in value] if isinstance(value, tuple) else value
-
-
-@functools.lru_cache(maxsize=4096)
-def decoded(method: str, payload: bytes):
-    return interface().decode_results(method, payload)[0]
 
 
 class OutOfInstructions(Exception):  # noqa: N818  what happens in a schedule is no error of it
@@ -93,19 +96,20 @@ class World:
     """A canister, and messages to it one by one."""
 
     def __init__(self, client: Client) -> None:
-        self.client, self.replica, self.messages = client, client.replica, 0
+        self.client, self.replica, self.messages, self.upgrades = client, client.replica, 0, 0
         self.usual = self.replica.costs
+        self.answers = Answers(INTERFACE.read_text(encoding="utf-8"))
 
     def send(self, caller: bytes, method: str, *values):
         """The answer."""
         self.messages += 1
         ingress = self.replica.submit(self.client.canister, method, encoded(method, *values), caller, inspect=False)
         self.replica.step()
-        return decoded(method, answer_of(ingress))
+        return self.answers(answer_of(ingress))
 
     def look(self, caller: bytes, method: str, *values):
         self.messages += 1
-        return decoded(method, self.client.canister.query(method, encoded(method, *values), caller))
+        return self.answers(self.client.canister.query(method, encoded(method, *values), caller))
 
     def starve(self, instructions: int | None) -> None:
         limits = self.usual.limits
@@ -114,6 +118,7 @@ class World:
         self.replica.costs = dataclasses.replace(self.usual, limits=limits)
 
     def upgrade(self) -> None:
+        self.upgrades += 1
         self.client.canister.upgrade(module())
         self.client.load()
 
@@ -121,77 +126,102 @@ class World:
 class Talk:
     """One session, action by action."""
 
-    def __init__(self, world: World, script: Script, caller: bytes, rng: random.Random) -> None:
-        self.world, self.script, self.caller, self.rng = world, script, caller, rng
+    def __init__(self, world: World, script: Script, caller: bytes) -> None:
+        self.world, self.script, self.caller = world, script, caller
         self.session: int | None = None
-        self.read = self.submitted = self.done = False
+        self.read = self.done = False
+        self.produced = self.wanted = 0
 
-    def act(self) -> None:
+    def act(self, rng: random.Random) -> None:
         """One message, or two."""
         send, script = functools.partial(self.world.send, self.caller), self.script
-        budget = self.rng.choice([(), (1,), (3_000_000,)])
+        budget = rng.choice([(), (1,), (3_000_000,)])
         if self.session is None:
-            given = {"seed": [script.seed], "temperature": [script.temperature]}
-            argument = interface().encode_arguments("start_session", {name: [] for name in PARAMETERS} | given)
-            ingress = self.world.replica.submit(
-                self.world.client.canister, "start_session", argument, self.caller, inspect=False
-            )
-            self.world.messages += 1
-            self.world.replica.step()
-            self.session = decoded("start_session", answer_of(ingress))["Ok"]["session"]
+            self.session = send("start_session", script)["Ok"]["session"]
         elif not self.read:
             answer = send("prefill", self.session, ("variant", "Tokens", script.prompt), budget)
             assert answer["Ok"]["length"] == len(script.prompt)
             self.read = True
-        else:
-            self.draw(send, budget)
-
-    def draw(self, send, budget: tuple[int, ...]) -> None:
-        heard = self.world.look(self.caller, "poll", self.session, 0)["Ok"]
-        tokens = list(heard["tokens"])
-        assert tokens == self.script.expected[: len(tokens)], (tokens, self.script)
-        left = self.script.tokens - len(tokens)
-        if left == 0:
+        elif self.produced >= script.tokens:
+            heard = self.world.look(self.caller, "poll", self.session, 0)["Ok"]
+            assert heard["tokens"] == script.expected[: heard["produced"]], (heard, script)
             assert send("end", self.session) == {"Ok": None}
             self.done = True
-        elif heard["wanted"]:
-            if self.rng.random() < 0.1:
-                send("cancel", self.session)
-            else:
-                self.world.replica.tick()
-        elif self.rng.random() < 0.5:
-            send("submit", self.session, left)
         else:
-            send("generate", self.session, self.rng.randint(1, left), budget)
+            self.draw(rng, budget)
 
-
-def run(world: World, number: int) -> None:
-    """One schedule."""
-    rng = random.Random(number)
-    talks = [Talk(world, rng.choice(SCRIPTS), CALLER_IDS[i % CALLERS], rng) for i in range(SESSIONS)]
-    upgrade_at = rng.randrange(2000)  # most schedules end before
-    steps = 0
-    while talks:
-        steps += 1
-        talk = rng.choice(talks)
+    def draw(self, rng: random.Random, budget: tuple[int, ...]) -> None:
+        """A step towards the next token."""
+        left = self.script.tokens - self.produced
+        send = functools.partial(self.world.send, self.caller)
         chance = rng.random()
-        if steps == upgrade_at:
-            world.upgrade()
-        if chance < 0.02 and talk.session is not None:
-            other = rng.choice([caller for caller in CALLER_IDS if caller != talk.caller])
-            assert "NotFound" in world.look(other, "poll", talk.session, 0)["Err"]
-            assert "NotFound" in world.send(other, "generate", talk.session, 1, ())["Err"]
+        if self.wanted and chance < 0.4:
+            self.world.replica.tick()
+            self.world.messages += 2
+            self.hear(self.world.look(self.caller, "poll", self.session, 0))
+        elif self.wanted and chance < 0.5:
+            self.hear(send("cancel", self.session))
+        elif chance < 0.7:
+            self.hear(send("generate", self.session, rng.randint(1, left), budget))
+        elif chance < 0.8:
+            steps = (("start_forward",), ("process_layers", 1), ("process_layers", 9), ("finish_forward",))
+            method, *count = rng.choice(steps)
+            self.hear(send(method, self.session, *count))
+        elif not self.wanted:
+            self.hear(send("submit", self.session, left))
+
+    def hear(self, answer) -> None:
+        """Compare tokens with those of the sequential transcript; a step may come at a wrong time."""
+        if "Err" in answer:
+            assert "WrongState" in answer["Err"], answer
+            return
+        heard = answer["Ok"]
+        end = heard["offset"] + len(heard["tokens"]) if "offset" in heard else heard["produced"]
+        tokens = heard["tokens"]
+        assert end <= 4 * self.script.tokens
+        assert tokens == self.script.expected[end - len(tokens) : end], (heard, self.script)
+        self.produced, self.wanted = heard["produced"], heard["wanted"]
+
+    def intrude(self, rng: random.Random) -> None:
+        """Somebody else tries."""
+        other = rng.choice([caller for caller in CALLER_IDS if caller != self.caller])
+        assert "NotFound" in self.world.look(other, "poll", self.session, 0)["Err"]
+        assert "NotFound" in self.world.send(other, "generate", self.session, 1, ())["Err"]
+
+
+class Crowd:
+    """50 sessions by 10 callers; see the module."""
+
+    def __init__(self, world: World, rng: random.Random, follow: bool) -> None:
+        self.world, self.follow = world, follow
+        self.talks = [Talk(world, rng.choice(SCRIPTS), CALLER_IDS[i % CALLERS]) for i in range(SESSIONS)]
+
+    def step(self, rng: random.Random) -> None:
+        """A message about a session drawn at random, or something that comes in between."""
+        talk, chance = rng.choice(self.talks), rng.random()
+        if chance < 0.0002:
+            self.world.upgrade()
+        elif chance < 0.02 and talk.session is not None:
+            talk.intrude(rng)
         elif chance < 0.05:
-            world.starve(rng.choice([700_000, 1_200_000, 2_500_000]))
+            self.world.starve(rng.choice([400_000, 900_000, 1_800_000]))
             with contextlib.suppress(OutOfInstructions):
-                talk.act()
-            world.starve(None)
+                talk.act(rng)
+            self.world.starve(None)
         else:
-            talk.act()
+            talk.act(rng)
         if talk.done:
-            talks.remove(talk)
-    health = world.client.call("health")
-    assert health["sessions"] == 0, health
+            self.talks.remove(talk)
+            if self.follow:
+                self.talks.append(Talk(self.world, rng.choice(SCRIPTS), talk.caller))
+
+    def finish(self, rng: random.Random) -> None:
+        """Play every session to its end."""
+        self.follow = False
+        while self.talks:
+            self.step(rng)
+        health = self.world.client.call("health")
+        assert health["sessions"] == 0, health
 
 
 def make_world() -> World:
@@ -203,21 +233,29 @@ def make_world() -> World:
     return World(client)
 
 
-def play(schedules: int, seconds: float, seed: int) -> tuple[int, int]:
-    """(schedules played, messages): as many as asked for, or as fit."""
+def play(schedules: int, seconds: float, seed: int, whole: bool = False) -> tuple[int, World]:
+    """(schedules played, their world): as many as asked for, or as fit."""
     world, started, played = make_world(), time.monotonic(), 0
+    crowd = Crowd(world, random.Random(seed), follow=True)
     for number in range(schedules):
         if time.monotonic() - started > seconds:
             break
+        rng = random.Random(seed * 1_000_000 + number)
         try:
-            run(world, seed * 1_000_000 + number)
+            if whole:
+                Crowd(world, rng, follow=False).finish(rng)
+            else:
+                for _ in range(MESSAGES):
+                    crowd.step(rng)
+                if number + 1 == schedules:
+                    crowd.finish(rng)
         except Exception as error:
-            raise AssertionError(f"schedule {number} of seed {seed}: {type(error).__name__}: {error}") from error
+            again = f"--seed {seed} --schedules {number + 1}{' --whole' if whole else ''}"
+            raise AssertionError(f"schedule {number} ({again}): {type(error).__name__}: {error}") from error
         played += 1
-        if not sys.stdout.isatty():
-            continue
-        print(f"\r{played} schedules, {world.messages} messages", end="", flush=True)
-    return played, world.messages
+        if sys.stdout.isatty():
+            print(f"\r{played} schedules, {world.messages} messages", end="", flush=True)
+    return played, world
 
 
 def seed_of_the_day() -> int:
@@ -229,13 +267,14 @@ def main() -> int:
     parser.add_argument("--schedules", type=int, default=1_000_000)
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--seed", type=int, default=seed_of_the_day())
+    parser.add_argument("--whole", action="store_true", help="50 sessions from beginning to end in every schedule")
     given = parser.parse_args()
     started = time.monotonic()
-    played, messages = play(given.schedules, given.seconds, given.seed)
+    played, world = play(given.schedules, given.seconds, given.seed, given.whole)
     seconds = time.monotonic() - started
     print(
-        f"\n{played} schedules of {SESSIONS} sessions: all transcripts equal"
-        f" ({messages} messages, seed {given.seed}, {seconds:.0f} s)"
+        f"\n{played} schedules of {SESSIONS} sessions by {CALLERS} callers: all transcripts equal"
+        f" ({world.messages} messages, {world.upgrades} upgrades, seed {given.seed}, {seconds:.0f} s)"
     )
     return 0
 

@@ -67,6 +67,19 @@ def test_a_module_that_is_not_the_one_of_its_record_is_refused(monkeypatch, tmp_
         shipped.read_record()
 
 
+def test_names_are_kept_beside_the_module(monkeypatch, tmp_path):
+    content, named = module(), shipped.named_module()
+    assert build.split_section(content, "name") == (content, b"")
+    rest, names = build.split_section(named, "name")
+    assert rest == content
+    assert b"walsh_engine" in names
+    other = tmp_path / "walsh_canister.names"
+    other.write_bytes(b"others")
+    monkeypatch.setattr(shipped, "NAMES", other)
+    with pytest.raises(FormatError, match="build it again"):
+        shipped.named_module()
+
+
 def exported_interface() -> str:
     """What export_candid! left in the module."""
     engine = wasmtime.Engine()
@@ -207,6 +220,22 @@ def test_work_can_be_done_by_hand(client):
     client.replica.submit(client.canister, "work", interface().encode_arguments("work", []))
     client.replica.step()
     assert client.call("poll", session, 1)["tokens"] == models.expected([1, 2, 3], 4)[1:]
+
+
+@pytest.mark.parametrize("name", ["octonion", "hadamard", "hash", "dense untied", "float", "no layers"])
+def test_the_quota_counts_what_a_session_takes(name):
+    client = deploy(models.file(name))
+    session = client.start(capacity=40)
+    promised = client.call("health")["cache_bytes"]
+    client.prefill(session, [(5 * i) % 70 for i in range(38)])
+    client.generate(session, 2)
+    [info] = client.call("sessions")
+    config = models.SMALL | models.CONFIGS[name]
+    heads, layers, d = config["n_head"], config["n_layer"], config["n_embd"] // config["n_head"]
+    # By definition: float keys and values, or int8 ones in blocks of 32 tokens padded to 8 features, with a scale each.
+    cached = 40 * heads * d * 8 if name == "float" else 64 * heads * (2 * -(-d // 8) * 8 + 8)
+    assert layers * cached <= info["cache_bytes"] <= promised
+    assert promised <= info["cache_bytes"] + 4 * 7 * config["n_embd"] + 8  # seven more columns while a prompt is read
 
 
 # ---- text and stops

@@ -15,8 +15,10 @@ import models
 
 from walsh.ic.canister import Client, RefusedError, deploy
 from walsh.ic.canister.client import interface, module, unwrap
-from walsh.ic.errors import PayloadError, RejectError
+from walsh.ic.errors import PayloadError, RejectError, TrapError
 from walsh.ic.replica import ANONYMOUS, EMPTY, Kind, Replica, user_id
+from walsh.ic.replica.instance import Instance
+from walsh.ic.scenarios import send
 
 PROMPT = [1, 2, 3, 4, 5]
 WARM = {"temperature": 0.9, "top_k": 40, "seed": 7}
@@ -39,11 +41,11 @@ def fingerprint(client: Client) -> tuple:
 
 def trap_everywhere(client: Client, method: str, *arguments) -> None:
     """Run a message with too few instructions, again and again with more: nothing may be left of it."""
-    send = interface().encode_arguments(method, *arguments)
+    argument = interface().encode_arguments(method, *arguments)
     before, instructions, traps = fingerprint(client), 300_000, 0
     while True:
         limit(client, instructions)
-        client.replica.submit(client.canister, method, send, client.sender)
+        client.replica.submit(client.canister, method, argument, client.sender)
         client.replica.step()
         if client.receipt.error is None:
             break
@@ -70,6 +72,70 @@ def test_a_trap_in_every_phase_leaves_nothing_behind():
     trap_everywhere(client, "work", [])
     trap_everywhere(client, "generate", 0, 4, [])
     assert list(client.call("poll", 0, 0)["tokens"]) == EXPECTED
+    trap_everywhere(client, "cancel", 0)
+    trap_everywhere(client, "end", 0)
+
+
+def test_a_trap_in_every_step_and_right_leaves_nothing_behind():
+    client, other = deploy(models.file()), hashlib.sha256(b"another").digest()
+    session = client.start(**WARM)
+    trap_everywhere(client, "start_generation", session, {"Tokens": PROMPT[:2]}, 3)
+    for _ in PROMPT[:2]:
+        trap_everywhere(client, "start_forward", session)
+        trap_everywhere(client, "process_layers", session, 1)
+        trap_everywhere(client, "process_layers", session, 9)
+    trap_everywhere(client, "score", session, [])
+    assert len(bytes(client.call("logits", session))) == 4 * models.SMALL["vocab_size"]
+    trap_everywhere(client, "finish_forward", session)
+    trap_everywhere(client, "generate_n_tokens", session, 2)
+    output = client.call("poll", session, 0)
+    assert list(output["tokens"]) == models.expected(PROMPT[:2], 3, **WARM)
+    assert "Length" in output["state"]["Finished"]
+    trap_everywhere(client, "set_role", user_id("somebody"), [{"User": None}])
+    trap_everywhere(client, "set_access", {"AllowList": None})
+    trap_everywhere(client, "set_limits", client.call("limits") | {"batch": 3})
+    trap_everywhere(client, "begin_upload", 7, other)
+    trap_everywhere(client, "abort_upload")
+    assert client.call("limits")["batch"] == 3
+
+
+class _BrokenError(TrapError):
+    """What a test makes a system call end in."""
+
+
+def break_at(instance: Instance, call: int, monkeypatch) -> None:
+    """Let the running message trap at its system call of this number."""
+    charge, left = instance.charge, call
+
+    def broken(amount: int, reason: str) -> None:
+        nonlocal left
+        left -= reason.startswith("ic0.")
+        if left < 0:
+            raise _BrokenError(f"broken at {reason}")
+        charge(amount, reason)
+
+    monkeypatch.setattr(instance, "charge", broken)
+
+
+def test_a_trap_at_any_system_call_leaves_nothing_behind(monkeypatch):
+    """Not only where instructions end: every place at which a message leaves the code."""
+    client = deploy(models.file())
+    session = client.start(**WARM)
+    client.prefill(session, PROMPT)
+    calls = (("generate", session, 2, []), ("submit", session, 1), ("work", []), ("start_session", _PARAMETERS_ABSENT))
+    for method, *arguments in (*calls, ("begin_upload", 9, bytes(32)), ("put_chunk", 0, b"x" * 9)):
+        argument, before = encoded(method, *arguments), fingerprint(client)
+        for traps in range(100):
+            break_at(client.canister.instance, traps, monkeypatch)
+            client.replica.submit(client.canister, method, argument, client.sender, inspect=False)
+            client.replica.step()
+            monkeypatch.undo()
+            if client.receipt.error is None:
+                break
+            assert "broken" in client.receipt.error
+            assert fingerprint(client) == before, (method, client.receipt.error)
+        assert 5 < traps < 99
+    assert list(client.call("poll", session, 0)["tokens"]) == EXPECTED[:3]
 
 
 _PARAMETERS = [
@@ -184,6 +250,81 @@ def test_an_upgrade_while_a_model_is_loaded_and_while_it_answers():
         client.replica.tick()
     assert list(client.call("poll", session, 0)["tokens"]) == EXPECTED
     assert client.call("limits") == deploy().call("limits")
+
+
+def read_total(client: Client) -> float:
+    """Tokens that passed all blocks since the code was installed."""
+    return next(item["value"] for item in client.call("metrics") if item["name"] == "walsh_tokens_read_total")
+
+
+@pytest.mark.parametrize("name", ["octonion", "hash", "hadamard", "float"])
+def test_an_upgrade_in_the_middle_of_a_token_computes_nothing_again(name):
+    client = deploy(models.file(name))
+    session, idle = client.start(seed=3, temperature=1.0), client.start(seed=4)
+    prompt = [(3 * i) % 70 for i in range(30)]
+    client.prefill(session, prompt)
+    client.prefill(idle, prompt[:7])
+    first = client.generate(session, 3).tokens
+    client.call("start_forward", session)
+    before = client.call("process_layers", session, 1)
+    hidden = client.call("hidden", session)
+    upgrade(client)
+    assert client.load()["ready"]
+    after = client.call("submit", session, 0)
+    for field in ("state", "pending", "layer", "length", "produced", "wanted"):
+        assert after[field] == before[field], field
+    assert client.call("hidden", session) == hidden
+    upgrade(client)  # once more, asleep
+    client.load()
+    assert client.generate(session, 5).tokens == models.expected(prompt, 8, name, seed=3, temperature=1.0)[3:]
+    assert first == models.expected(prompt, 8, name, seed=3, temperature=1.0)[:3]
+    assert read_total(client) == 5  # the token in work, and four that were drawn after it
+    assert client.generate(idle, 2).tokens == models.expected(prompt[:7], 2, name, seed=4)
+    assert read_total(client) == 6
+
+
+def test_caches_that_do_not_fit_an_upgrade_are_computed_again():
+    client = deploy(models.file())
+    session = client.start(**WARM)
+    client.prefill(session, PROMPT)
+    client.generate(session, 4)
+    client.canister.stable.limit = client.canister.stable.pages * 65536  # no page more
+    upgrade(client)
+    client.load()
+    assert client.generate(session, 6).tokens == EXPECTED[4:]
+    assert read_total(client) == len(PROMPT) + 9
+
+
+def test_stable_memory_that_the_platform_refuses_is_a_typed_error():
+    client = deploy(models.file())
+    client.canister.stable.limit = client.canister.stable.pages * 65536
+    before = visible(client)
+    assert _refusal(client, "begin_upload", 100 << 20, bytes(32)) == "OutOfMemory"
+    assert visible(client) == before
+
+
+@pytest.mark.parametrize("name", ["octonion", "hadamard", "hash"])
+def test_a_model_loads_over_many_messages(name):
+    client, content = deploy(), models.file(name)
+    client.upload(content)
+    steps = 0
+    limit(client, 6_000_000)
+    while not (health := send(client, "load", [1]))["ready"]:
+        phase = health["phase"]["Loading"]
+        assert 0 < phase["done"] < phase["total"] == 2 * len(content)
+        steps += 1
+        if steps == 9:
+            limit(client, None)
+            upgrade(client)  # begins anew
+            limit(client, 6_000_000)
+            assert client.call("health")["phase"]["Loading"]["done"] == 0  # bytes are where they were
+    assert (
+        steps == 9 + 2 + 7 * models.SMALL["n_layer"] + 1
+    )  # copied, parsed, with its tokenizer, and the tables at last
+    limit(client, None)
+    session = client.start(**WARM)
+    client.prefill(session, PROMPT)
+    assert client.generate(session, 10).tokens == models.expected(PROMPT, 10, name, **WARM)
 
 
 def test_an_upgrade_that_fails_changes_nothing():
@@ -334,6 +475,7 @@ def test_the_anonymous_caller_is_refused_everywhere(victim):
     assert visible(victim) == before
 
 
+_PARAMETERS_ABSENT = {name: [] for name in _PARAMETERS}
 _SOME = {
     "put_chunk": (0, b""),
     "set_role": ("aaaaa-aa", []),
@@ -344,6 +486,7 @@ _SOME = {
     "start_session": ({name: [] for name in _PARAMETERS},),
     "generate": (0, 1, []),
     "score": (0, []),
+    "predict": (0, _PARAMETERS_ABSENT),
 }
 
 

@@ -144,6 +144,7 @@ def test_pages_limits_and_prices_are_the_published_ones() -> None:
     assert (prices.ingress_message, prices.ingress_byte) == (1_200_000, 2_000)
     assert (prices.call_message, prices.call_byte) == (260_000, 1_000)
     assert prices.usd(10**12) == pytest.approx(1.366)
+    assert prices.storage(1 << 30, 365 * 86400) == pytest.approx(10e12 + 10_000 * 365 * 86400, rel=2e-3)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from typing import Any
 
 from walsh.engine.model import Engine
 from walsh.errors import ParameterError
-from walsh.ic.canister.client import Client
+from walsh.ic.canister.client import Client, module
 from walsh.ic.costs import default_costs
 from walsh.ic.parts import Notify, Point, Token, choose_contexts, fit_points, profile
 from walsh.ic.recording import SAMPLING, Messages, install_model, open_canister, prompt_ids, record
@@ -24,6 +24,8 @@ from walsh.ic.scenarios import MOST, send
 
 MARGIN = 0.05
 """Part of an update's limit that is kept free when tokens per update are told."""
+MONTH = 30 * 86_400
+"""Seconds for which storage is told."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Report:
         tokens_per_update: that fit one update with ``MARGIN`` kept free.
         cycles_per_million, usd_per_million: tokens, in messages like ``generation``.
         seconds_per_token: on a subnet that runs a slice a second.
+        module_bytes: of the canister's code.
+        storage_cycles_per_month, storage_usd_per_month: heap, stable memory and code for 30 days.
     """
 
     version: str
@@ -65,6 +69,9 @@ class Report:
     cycles_per_million: int
     usd_per_million: float
     seconds_per_token: float
+    module_bytes: int
+    storage_cycles_per_month: int
+    storage_usd_per_month: float
 
     def plain(self) -> dict[str, Any]:
         """As JSON writes it."""
@@ -133,6 +140,8 @@ def measure(
     fixed = max(0, one.instructions - marginal)
     usable = int((1 - MARGIN) * costs.limits.update_instructions)
     per_million = round(many.cycles * 1_000_000 / drawn)
+    sizes = int(health["heap_bytes"]), int(health["stable_bytes"]), len(module())
+    storage = costs.prices.storage(sum(sizes), MONTH)
     if split:
         notify("compiling the canister with call stacks")
     tokens = profile(content, engine, chosen, notify) if split else []
@@ -143,8 +152,8 @@ def measure(
         bytes=len(content),
         sha256=hashlib.sha256(content).hexdigest(),
         model={k: v for k, v in model.items() if k not in {"sha256", "bytes"}},
-        heap_bytes=int(health["heap_bytes"]),
-        stable_bytes=int(health["stable_bytes"]),
+        heap_bytes=sizes[0],
+        stable_bytes=sizes[1],
         installing=installing,
         tokens=tokens,
         points=fit_points(tokens),
@@ -158,4 +167,7 @@ def measure(
         cycles_per_million=per_million,
         usd_per_million=costs.prices.usd(per_million),
         seconds_per_token=many.instructions / drawn / costs.limits.slice_instructions,
+        module_bytes=sizes[2],
+        storage_cycles_per_month=storage,
+        storage_usd_per_month=costs.prices.usd(storage),
     )

@@ -74,8 +74,14 @@ class Prices:
     ingress_byte: int
     call_message: int
     call_byte: int
+    gib_second: int
+    canister_second: int
     cycles_per_xdr: int
     usd_per_xdr: float
+
+    def storage(self, size: int, seconds: float) -> int:
+        """Cycles that a canister of ``size`` bytes (heap, stable memory and module) pays to exist for so long."""
+        return round(seconds * (size / (1 << 30) * self.gib_second + self.canister_second))
 
     def usd(self, cycles: float) -> float:
         """US dollars for this many cycles."""

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from walsh.ic.cost import MARGIN, Report
 from walsh.ic.costs import default_costs
-from walsh.ic.parts import Layer, Token
+from walsh.ic.parts import LAYER_PARTS, Token
 from walsh.ic.receipt import Line
 from walsh.ic.recording import Messages
 
@@ -26,13 +26,15 @@ def _ratio(predicted: int, measured: int) -> str:
     return f"{predicted / measured:.2f}" if measured else "-"
 
 
-def parts_of(token: Token) -> list[tuple[str, int, int | None]]:
-    """(part, measured, predicted or None) of a token, layers in order, each with its own parts if they differ."""
-    found: list[tuple[str, int, int | None]] = [("embedding", token.embedding, token.predicted["embedding"])]
+def parts_of(token: Token) -> list[tuple[str, int, int]]:
+    """(part, measured, predicted) of a token, layers in order; parts of all layers together are indented."""
+    found: list[tuple[str, int, int]] = [("embedding", token.embedding, token.predicted["embedding"])]
     for number, layer in enumerate(token.layers):
         found.append((f"layer {number}", layer.total, token.predicted["layer"]))
-    sums = {part: sum(getattr(layer, part) for layer in token.layers) for part in Layer.__dataclass_fields__}
-    found += [(f"  of all layers: {part}", amount, None) for part, amount in sums.items() if amount]
+    for part in LAYER_PARTS:
+        amount = sum(getattr(layer, part) for layer in token.layers)
+        if amount:
+            found.append((f"  of all layers: {part}", amount, len(token.layers) * token.predicted[part]))
     found.append(("head", token.head, token.predicted["head"]))
     found.append(("sampling", token.sampling, token.predicted["sampling"]))
     return found
@@ -42,11 +44,11 @@ def _token(token: Token) -> Table:
     table = _table(f"one token at context {token.context}", "part", "instructions", "share", "predicted", "ratio")
     for name, measured, predicted in parts_of(token):
         share = f"{measured / max(token.total, 1):.1%}"
-        guess = ("", "") if predicted is None else (f"{predicted:,}", _ratio(predicted, measured))
-        table.add_row(name, f"{measured:,}", share, *guess)
+        table.add_row(name, f"{measured:,}", share, f"{predicted:,}", _ratio(predicted, measured))
     whole = token.predicted["embedding"] + len(token.layers) * token.predicted["layer"]
     whole += token.predicted["head"] + token.predicted["sampling"]
     table.add_row("all of it", f"{token.total:,}", "", f"{whole:,}", _ratio(whole, token.total), style="bold")
+    table.add_row("  drawn greedily", f"{token.total - token.sampling + token.greedy:,}")
     return table
 
 
@@ -86,7 +88,10 @@ def show_report(report: Report, console: Console) -> None:
     table.add_row(f"cycles per million tokens, {report.drawn} a message", f"{report.cycles_per_million:,}")
     table.add_row(f"USD per million tokens (prices of {report.version})", f"{report.usd_per_million:.4f}")
     table.add_row("seconds per token on chain, a slice a second", f"{report.seconds_per_token:.4f}")
-    table.add_row("heap, stable memory (bytes)", f"{report.heap_bytes:,}, {report.stable_bytes:,}")
+    table.add_row("bytes of heap", f"{report.heap_bytes:,}")
+    table.add_row("bytes of stable memory, of code", f"{report.stable_bytes:,}, {report.module_bytes:,}")
+    table.add_row("cycles for storing them, 30 days", f"{report.storage_cycles_per_month:,}")
+    table.add_row("USD for storing them, 30 days", f"{report.storage_usd_per_month:.4f}")
     console.print(table)
 
 

@@ -17,7 +17,7 @@ from itertools import pairwise
 
 from walsh.engine.model import Engine
 from walsh.errors import ParameterError
-from walsh.ic.canister.client import Client
+from walsh.ic.canister.client import Client, parameters
 from walsh.ic.costs import Costs, default_costs
 from walsh.ic.recording import SAMPLING, open_canister, prompt_ids
 from walsh.ic.replica import Replica
@@ -26,13 +26,14 @@ from walsh.ic.scenarios import send
 CONTEXTS = (8, 32, 64, 128, 256)
 """Contexts that are measured by default, as far as the model has them."""
 TILE = 32
+LAYER_PARTS = ("linears", "mixer", "attention", "rest")
 
 Notify = Callable[[str], None]
 
 _SCOPES = (
     ("embedding", ("12begin_tokens",)),
     ("mixer", ("10head_mixer",)),
-    ("attention", ("9attention", "8kv_cache")),
+    ("attention", ("9attention", "8kv_cache", "5cache")),
     ("linears", ("6Linear",)),
     ("head", ("10begin_head", "10head_range", "16head_range_batch")),
     ("sampling", ("8sampling",)),
@@ -64,7 +65,9 @@ class Token:
     Attributes:
         context: tokens before it.
         embedding, layers, head, sampling: its parts.
-        predicted: the engine's own estimates by part, which the canister plans its messages with.
+        predicted: estimates by part, which the canister plans its messages with: ``embedding``, ``head``, ``sampling``,
+            and of one layer ``linears``, ``mixer``, ``attention``, ``rest``.
+        greedy: instructions of a draw at temperature 0, which ``sampling`` would be then.
     """
 
     context: int
@@ -73,6 +76,7 @@ class Token:
     head: int
     sampling: int
     predicted: dict[str, int]
+    greedy: int = 0
 
     @property
     def total(self) -> int:
@@ -117,7 +121,14 @@ def free_of_pages(costs: Costs) -> Costs:
     return replace(costs, version=f"{costs.version}, pages free", pages=pages)
 
 
-def profile_token(client: Client, session: int, engine: Engine, context: int) -> Token:
+def predict(client: Client, context: int) -> dict[str, int]:
+    """What the canister expects of a token after ``context`` others; ``layer`` is one layer's four parts together."""
+    found = client.call("predict", context, parameters(**SAMPLING))
+    parts = {part: int(found[part]) for part in ("embedding", *LAYER_PARTS, "head", "sampling")}
+    return parts | {"layer": sum(parts[part] for part in LAYER_PARTS)}
+
+
+def profile_token(client: Client, session: int, engine: Engine, context: int, greedy: int) -> Token:
     """One token of a session that holds a drawn, unread token after ``context`` others, step by step.
 
     The parts exclude what the messages of these steps cost by themselves.
@@ -129,18 +140,22 @@ def profile_token(client: Client, session: int, engine: Engine, context: int) ->
     for _ in range(engine.n_layer):
         send(client, "process_layers", session, 1)
         found = _parts(client)
-        layers.append(Layer(found["linears"], found["mixer"], found["attention"], found["rest"]))
+        layers.append(Layer(*(found[part] for part in LAYER_PARTS)))
     while not send(client, "finish_forward", session)["tokens"]:
         pass
     ended = _parts(client)
-    costs = engine.costs(context)
-    predicted = {
-        "embedding": costs.begin,
-        "layer": costs.layer,
-        "head": costs.begin_head + costs.head,
-        "sampling": costs.sample,
-    }
-    return Token(context, begun["embedding"], layers, ended["head"], ended["sampling"], predicted)
+    expected = predict(client, context)
+    return Token(context, begun["embedding"], layers, ended["head"], ended["sampling"], expected, greedy)
+
+
+def profile_greedy(client: Client) -> int:
+    """Instructions of a draw at temperature 0."""
+    session = client.start(temperature=0.0, stop_at_end=False)
+    client.prefill(session, [0])
+    client.canister.instance.recorder.reset()
+    client.generate(session, 1)
+    client.call("end", session)
+    return _parts(client)["sampling"]
 
 
 def profile(content: bytes, engine: Engine, contexts: Sequence[int], notify: Notify) -> list[Token]:
@@ -148,12 +163,13 @@ def profile(content: bytes, engine: Engine, contexts: Sequence[int], notify: Not
     client = open_canister(Replica(costs=free_of_pages(default_costs()), breakdown="stacks"))
     client.upload(content)
     client.load()
+    greedy = profile_greedy(client)
     session, length, tokens = client.start(**SAMPLING), 0, []
     for context in contexts:
         notify(f"one token at context {context}, by function")
         client.prefill(session, prompt_ids(length, context, engine.vocab_size))
         client.generate(session, 1)
-        tokens.append(profile_token(client, session, engine, context))
+        tokens.append(profile_token(client, session, engine, context, greedy))
         length = context + 2
     return tokens
 

@@ -5,8 +5,8 @@
 //! rate      = max(measured / work * 1.05, 0.98 * rate)
 //! ```
 //!
-//! The counter is the platform's own. The work of a block, a head or a draw is what the engine estimates that it costs; of
-//! anything else it is bytes. A rate starts too high and follows what is measured, up at once and down slowly: it learns
+//! The counter is the platform's own. The work of a tensor, a block, a head or a draw is what the engine estimates that it
+//! costs; of anything else it is bytes. A rate starts too high and follows what is measured, up at once and down slowly: it learns
 //! what pages add, which cost extra when a message first touches them. The first step of a message is always allowed: every
 //! call makes progress, whatever its budget. A step is at most one block for each session of a batch, so a message
 //! exceeds its budget by less than that even if a prediction is wrong.
@@ -20,7 +20,9 @@ pub enum Kind {
     Hash,
     /// Bytes from stable memory to the heap.
     Copy,
-    /// Bytes of a file that become a model.
+    /// A file's header.
+    Parse,
+    /// A tensor that is laid out.
     Load,
     /// Tokens through a block.
     Block,
@@ -31,7 +33,7 @@ pub enum Kind {
 }
 
 /// Names of the kinds, in order.
-pub const KINDS: [&str; 6] = ["hash", "copy", "load", "block", "head", "draw"];
+pub const KINDS: [&str; 7] = ["hash", "copy", "parse", "load", "block", "head", "draw"];
 
 /// Instructions per unit of work, by kind, and all that were spent.
 #[derive(Clone)]
@@ -43,7 +45,7 @@ pub struct Rates {
 
 impl Default for Rates {
     fn default() -> Self {
-        Self { rates: [100.0, 10.0, 40.0, 4.0, 4.0, 4.0], spent: [0; KINDS.len()] }
+        Self { rates: [100.0, 10.0, 50e6, 4.0, 4.0, 4.0, 4.0], spent: [0; KINDS.len()] }
     }
 }
 

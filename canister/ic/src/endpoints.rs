@@ -3,6 +3,11 @@
 //! Arguments that are not Candid of the method's types are an error like any other, not a trap; that is why methods are
 //! exported here and not by the attributes of ic-cdk.
 
+use std::any::TypeId;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use candid::ser::ValueSerializer;
 use candid::utils::{ArgumentDecoder, decode_args_with_config};
 use candid::{CandidType, DecoderConfig, Principal, candid_method};
 use serde_bytes::ByteBuf;
@@ -34,15 +39,44 @@ fn decode<T: for<'a> ArgumentDecoder<'a>>() -> Answer<T> {
     })
 }
 
-fn reply(value: impl CandidType) {
-    match candid::encode_one(value) {
+thread_local! {
+    /// What stands before the values in an answer of a type: Candid's magic word and table of types.
+    static HEADERS: RefCell<BTreeMap<TypeId, Vec<u8>>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+/// Candid of a value. The table of types depends on the type alone and takes ten times as long as a value: it is made once.
+fn encode<T: CandidType + 'static>(value: &T) -> candid::Result<Vec<u8>> {
+    let mut values = ValueSerializer::new();
+    value.idl_serialize(&mut values)?;
+    let values = values.get_result();
+    HEADERS.with_borrow_mut(|headers| match headers.get(&TypeId::of::<T>()) {
+        Some(header) => Ok([header, values].concat()),
+        None => {
+            let whole = candid::encode_one(value)?;
+            headers.insert(TypeId::of::<T>(), whole[..whole.len() - values.len()].to_vec());
+            Ok(whole)
+        }
+    })
+}
+
+/// Make headers of answers to queries, whose messages keep nothing.
+fn prepare_headers() {
+    let error = || Error::Anonymous;
+    let _ = encode::<Answer<Output>>(&Err(error()));
+    let _ = encode::<Answer<ByteBuf>>(&Err(error()));
+    let _ = encode::<Answer<types::Upload>>(&Err(error()));
+    let _ = encode::<Answer<Vec<SessionInfo>>>(&Err(error()));
+}
+
+fn reply<T: CandidType + 'static>(value: T) {
+    match encode(&value) {
         Ok(bytes) => ic_cdk::api::msg_reply(bytes),
         Err(_) => ic_cdk::api::msg_reject("the answer cannot be encoded"),
     }
 }
 
 /// An update: decoded, counted if refused, the timer set.
-fn update<T: CandidType, A: for<'a> ArgumentDecoder<'a>>(run: impl FnOnce(A) -> Answer<T>) {
+fn update<T: CandidType + 'static, A: for<'a> ArgumentDecoder<'a>>(run: impl FnOnce(A) -> Answer<T>) {
     // Nothing is decoded for somebody who may not call anything.
     let answer = Gate::somebody().and_then(|_| decode::<A>()).and_then(run);
     with(|canister| {
@@ -54,7 +88,7 @@ fn update<T: CandidType, A: for<'a> ArgumentDecoder<'a>>(run: impl FnOnce(A) -> 
     reply(answer);
 }
 
-fn query<T: CandidType, A: for<'a> ArgumentDecoder<'a>>(run: impl FnOnce(A) -> Answer<T>) {
+fn query<T: CandidType + 'static, A: for<'a> ArgumentDecoder<'a>>(run: impl FnOnce(A) -> Answer<T>) {
     reply(decode::<A>().and_then(run));
 }
 
@@ -275,11 +309,11 @@ methods! {
     update "canister_update start_forward" fn start_forward(session: u64) -> Progress {
         on_session(session, |canister, _| {
             let allowance = canister.allowance(None);
-            canister.drive(session, allowance, |engine, chat, _, _| {
+            canister.drive(session, allowance, |engine, chat, budget, _| {
                 if chat.layer().is_some() {
                     return Err(Error::state("no token in work: process_layers", "one"));
                 }
-                engine.begin(chat, 1)
+                if engine.wake(chat, budget) { engine.begin(chat, 1) } else { Ok(()) }
             })
         })
     }
@@ -334,10 +368,17 @@ methods! {
     }
 
     query "canister_query hidden" fn hidden(session: u64) -> ByteBuf {
-        as_user(|canister, caller| match &canister.seen(caller, session)?.cache {
-            Some(cache) => Ok(bytes_of(cache.hidden())),
-            None => Err(Error::state("a token that was begun", "none")),
+        as_user(|canister, caller| {
+            canister.wake(caller, session)?;
+            match &canister.seen(caller, session)?.cache {
+                Some(cache) => Ok(bytes_of(cache.hidden())),
+                None => Err(Error::state("a token that was begun", "none")),
+            }
         })
+    }
+
+    query "canister_query predict" fn predict(context: u32, params: SessionParams) -> Prediction {
+        as_user(|canister, _| canister.predict(context, params))
     }
 
     update "canister_update background" fn background() -> Work {
@@ -410,6 +451,7 @@ fn begin_life(restore: bool) {
                 canister.restore()?;
             }
             canister.configure(given.unwrap_or_default())?;
+            prepare_headers();
             canister.arm();
             Ok(())
         })
@@ -431,7 +473,7 @@ extern "C" fn export_post_upgrade() {
 
 #[unsafe(export_name = "canister_pre_upgrade")]
 extern "C" fn export_pre_upgrade() {
-    if let Err(error) = with(|canister| canister.save()) {
+    if let Err(error) = with(|canister| canister.save_all()) {
         ic_cdk::api::trap(format!("{error:?}"));
     }
 }

@@ -10,8 +10,8 @@ use walsh_engine::forward::{COLUMNS, Session};
 use walsh_engine::model::Model;
 
 use crate::budget::{Budget, Kind};
-use crate::session::{Chat, Goal, Next};
-use crate::types::{Answer, Error, Finish};
+use crate::session::{Chat, Goal, Next, Params};
+use crate::types::{Answer, Error, Finish, Prediction};
 
 /// The head is cut at multiples of so many ids.
 const ROWS: usize = 256;
@@ -59,11 +59,18 @@ impl Engine {
 
     /// Bytes of a session's cache, before it is made.
     pub fn cache_bytes(&self, capacity: u32) -> u64 {
-        let config = self.model.config();
-        let slots = u64::from(capacity).next_multiple_of(32);
-        let head = 2 * config.head_dim().next_multiple_of(8) as u64 + 8;
-        let logits = 4 * (config.vocabulary + config.width) as u64;
-        slots * head * (config.heads * config.layers) as u64 + 8 * u64::from(capacity) + logits
+        self.model.session_bytes(capacity as usize)
+    }
+
+    /// What a token costs after `context` others, by part.
+    pub fn predict(&self, context: usize, params: &Params) -> Prediction {
+        let (model, layers) = (&self.model, self.model.config().layers);
+        let [linears, mixer, attention, rest] = model.layer_costs(context);
+        let embedding = model.begin_cost();
+        let head = model.begin_head_cost() + model.head_cost(self.vocabulary());
+        let sampling = model.sample_cost_of(&params.sampling());
+        let total = embedding + layers as u64 * (linears + mixer + attention + rest) + head + sampling;
+        Prediction { embedding, linears, mixer, attention, rest, layers: layers as u32, head, sampling, total }
     }
 
     /// Take tokens into work: one, or as many of a prompt as pass a block together.
@@ -80,6 +87,17 @@ impl Engine {
         };
         chat.rows = 0;
         Ok(self.model.begin_tokens(cache, &ids)?)
+    }
+
+    /// Wake a session that an upgrade put to sleep; false if the budget does not suffice.
+    pub fn wake(&self, chat: &mut Chat, budget: &mut Budget) -> bool {
+        let Some(bytes) = chat.asleep.as_ref().map(|asleep| asleep.bytes.len() as f64) else { return true };
+        let allowed = budget.allows(Kind::Copy, bytes);
+        if allowed {
+            chat.wake(&self.model);
+            budget.done(Kind::Copy, bytes);
+        }
+        allowed
     }
 
     /// One block for sessions that stand before the same one; those that fail are finished.
@@ -141,6 +159,11 @@ impl Engine {
         tally: &mut Tally,
     ) -> Outcome {
         let (vocabulary, members) = (self.vocabulary(), group.len() as u64);
+        if group.iter().any(|chat| chat.asleep.is_some()) {
+            // A step of its own: what comes next is known once they are awake.
+            let awake = group.iter_mut().all(|chat| self.wake(chat, budget));
+            return if awake { Outcome::Done } else { Outcome::NoBudget };
+        }
         let (kind, work) = match next {
             Next::Block(_) => {
                 let work = self.block_work(group, most);
@@ -185,6 +208,9 @@ impl Engine {
 
     /// Up to `count` blocks of the token in work.
     pub fn layers(&mut self, chat: &mut Chat, count: u32, budget: &mut Budget, tally: &mut Tally) -> Answer<()> {
+        if !self.wake(chat, budget) {
+            return Ok(());
+        }
         for _ in 0..count {
             let Some(layer) = chat.layer() else { break };
             if matches!(self.step(&mut [chat], Next::Block(layer), 1, budget, tally), Outcome::NoBudget) {

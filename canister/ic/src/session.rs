@@ -6,7 +6,9 @@
 //! read = tokens, rows < V   the next step is the head         rows = V   the next is a draw, which adds a token
 //! ```
 //!
-//! An upgrade keeps what is known and forgets what was computed: strict arithmetic computes it again, to the bit.
+//! An upgrade keeps what is known, and what was computed as well, as far as there is room for it: a session is then *asleep*
+//! until its next step wakes it. What is not kept is computed again, which strict arithmetic does to the bit, at some thirty
+//! times the cost.
 
 use candid::{CandidType, Deserialize, Principal};
 use serde_bytes::ByteBuf;
@@ -113,12 +115,39 @@ pub struct Known {
     pub used: u64,
 }
 
+/// A cache in stable memory: where, and how far its session was.
+#[derive(CandidType, Deserialize, Clone)]
+pub struct Saved {
+    /// Whose.
+    pub session: u64,
+    /// Where it begins.
+    pub offset: u64,
+    /// How long it is.
+    pub bytes: u64,
+    /// Tokens that passed all blocks.
+    read: u32,
+    /// Tokens in work.
+    columns: u32,
+    /// Blocks that these have passed.
+    layer: u32,
+}
+
+/// A cache that came through an upgrade and was not needed since.
+pub struct Asleep {
+    /// What it is.
+    pub saved: Saved,
+    /// As the engine wrote it.
+    pub bytes: Vec<u8>,
+}
+
 /// A session.
 pub struct Chat {
     /// What survives an upgrade.
     pub known: Known,
     /// Keys and values, and the token in work.
     pub cache: Option<Session>,
+    /// The same as an upgrade left it.
+    pub asleep: Option<Asleep>,
     stream: Option<Stream>,
     /// Logits of the last token that are computed.
     pub rows: usize,
@@ -149,22 +178,34 @@ pub enum Next {
 impl Chat {
     /// A session that has read nothing yet.
     pub fn new(known: Known) -> Self {
-        Self { known, cache: None, stream: None, rows: 0 }
+        Self { known, cache: None, asleep: None, stream: None, rows: 0 }
     }
 
     /// Tokens that passed all blocks.
     pub fn read(&self) -> usize {
-        self.cache.as_ref().map_or(0, |cache| cache.tokens().len())
+        match (&self.cache, &self.asleep) {
+            (Some(cache), _) => cache.tokens().len(),
+            (None, Some(asleep)) => asleep.saved.read as usize,
+            (None, None) => 0,
+        }
     }
 
     /// Blocks that the tokens in work have passed, if there are any.
     pub fn layer(&self) -> Option<usize> {
-        self.cache.as_ref().and_then(|cache| cache.in_work()).map(|(_, layer)| layer)
+        match (&self.cache, &self.asleep) {
+            (Some(cache), _) => cache.in_work().map(|(_, layer)| layer),
+            (None, Some(asleep)) => (asleep.saved.columns > 0).then_some(asleep.saved.layer as usize),
+            (None, None) => None,
+        }
     }
 
     /// How many tokens are in work.
     pub fn columns(&self) -> usize {
-        self.cache.as_ref().and_then(|cache| cache.in_work()).map_or(0, |(tokens, _)| tokens.len())
+        match (&self.cache, &self.asleep) {
+            (Some(cache), _) => cache.in_work().map_or(0, |(tokens, _)| tokens.len()),
+            (None, Some(asleep)) => asleep.saved.columns as usize,
+            (None, None) => 0,
+        }
     }
 
     /// What to do next for a goal; nothing if it is reached.
@@ -208,9 +249,27 @@ impl Chat {
         self.read() < self.known.tokens.len()
     }
 
-    /// Forget what was computed, as an upgrade does.
+    /// Forget what was computed.
     pub fn forget(&mut self) {
-        (self.cache, self.rows) = (None, 0);
+        (self.cache, self.asleep, self.rows) = (None, None, 0);
+    }
+
+    /// What was computed, for the code that comes next.
+    pub fn save(&self, session: u64, offset: u64) -> Option<(Saved, Vec<u8>)> {
+        let bytes = match (&self.cache, &self.asleep) {
+            (Some(cache), _) => cache.save(),
+            (None, Some(asleep)) => asleep.bytes.clone(),
+            (None, None) => return None,
+        };
+        let (read, columns) = (self.read() as u32, self.columns() as u32);
+        let layer = self.layer().unwrap_or(0) as u32;
+        Some((Saved { session, offset, bytes: bytes.len() as u64, read, columns, layer }, bytes))
+    }
+
+    /// Take back what an upgrade left; bytes that are not of this model are let go, and computed again.
+    pub fn wake(&mut self, model: &Model) {
+        let Some(asleep) = self.asleep.take() else { return };
+        self.cache = model.restore_session(&asleep.bytes).ok();
     }
 
     /// Add a prompt that was checked.

@@ -14,7 +14,7 @@ use crate::access::{Gate, check_limits};
 use crate::budget::{Budget, Rates};
 use crate::loader::{File, Loading, describe};
 use crate::scheduler::{Cohort, Engine, Tally};
-use crate::session::{Chat, Goal, Known};
+use crate::session::{Asleep, Chat, Goal, Known, Saved};
 use crate::storage::Storage;
 use crate::system;
 use crate::types::*;
@@ -24,6 +24,10 @@ use crate::upload::{Hashing, Upstream};
 const ALARM: u64 = 30_000_000_000;
 /// Attempts after which background work is given up.
 const MOST_STRIKES: u32 = 16;
+/// Instructions after which an upgrade saves no more caches: a third of what the platform gives it.
+const MOST_SAVING: u64 = 100_000_000_000;
+/// Heap above which it saves none: a copy might not fit.
+const FULLEST: u64 = 7 << 29;
 
 /// What is kept over an upgrade.
 #[derive(CandidType, Deserialize, Default)]
@@ -35,6 +39,7 @@ struct Kept {
     upload: Option<Upstream>,
     file: Option<File>,
     previous: Option<File>,
+    saved: Option<Vec<Saved>>,
 }
 
 /// Counts since the code was installed.
@@ -105,9 +110,31 @@ impl Canister {
         Ok(())
     }
 
-    /// Write what an upgrade keeps to stable memory: before every upgrade, and whenever files or rights change, so that
-    /// they survive even code that never gets to save.
+    /// Write what is known to stable memory: whenever files or rights change, so that they survive even code that never
+    /// gets to save.
     pub fn save(&self) -> Answer<()> {
+        self.keep(None)
+    }
+
+    /// Before an upgrade: the same with the caches of all sessions, as far as there is room. What is not saved is computed
+    /// again.
+    pub fn save_all(&self) -> Answer<()> {
+        let (mut saved, mut offset) = (Vec::new(), 0);
+        for (&session, chat) in &self.chats {
+            if system::instructions() > MOST_SAVING || system::heap_bytes() > FULLEST {
+                break;
+            }
+            let Some((summary, bytes)) = chat.save(session, offset) else { continue };
+            if self.storage.keep(offset, &bytes).is_err() {
+                break;
+            }
+            offset += summary.bytes;
+            saved.push(summary);
+        }
+        self.keep(Some(saved))
+    }
+
+    fn keep(&self, saved: Option<Vec<Saved>>) -> Answer<()> {
         let kept = Kept {
             gate: self.gate.clone(),
             limits: self.limits.clone(),
@@ -116,6 +143,7 @@ impl Canister {
             upload: self.upload.clone(),
             file: self.file.clone(),
             previous: self.previous.clone(),
+            saved,
         };
         let bytes = candid::encode_one(kept).map_err(|error| Error::InvalidCandid { reason: error.to_string() })?;
         self.storage.save(&bytes)
@@ -133,6 +161,12 @@ impl Canister {
         self.upload = kept.upload;
         (self.file, self.previous) = (kept.file, kept.previous);
         self.loading = self.file.clone().map(Loading::new);
+        for saved in kept.saved.unwrap_or_default() {
+            // A sequence that cannot be read back is computed again.
+            if let (Some(chat), Ok(bytes)) = (self.chats.get_mut(&saved.session), self.storage.kept(&saved)) {
+                chat.asleep = Some(Asleep { saved, bytes });
+            }
+        }
         Ok(())
     }
 
@@ -337,8 +371,10 @@ impl Canister {
                 self.previous = None;
                 self.cohort.clear();
                 for chat in self.chats.values_mut() {
-                    chat.forget();
+                    // What an upgrade saved was computed with the same weights, if they are.
+                    (chat.cache, chat.rows) = (None, 0);
                     if chat.known.model != file.sha256 {
+                        chat.forget();
                         (chat.known.wanted, chat.known.finish) = (0, Some(Finish::ModelReplaced));
                     }
                 }
@@ -368,7 +404,10 @@ impl Canister {
     /// How far the model is.
     pub fn phase(&self) -> ModelPhase {
         match (&self.loading, &self.refused, &self.engine) {
-            (Some(loading), ..) => ModelPhase::Loading { done: loading.done as u64, total: loading.file.size },
+            (Some(loading), ..) => {
+                let (done, total) = loading.progress();
+                ModelPhase::Loading { done, total }
+            }
             (None, Some((kind, message)), _) => ModelPhase::Refused { kind: *kind, message: message.clone() },
             (None, None, Some(_)) => ModelPhase::Ready,
             (None, None, None) => ModelPhase::Empty,
@@ -394,6 +433,25 @@ impl Canister {
     /// A session of this caller, to be looked at.
     pub fn seen(&self, caller: Principal, id: u64) -> Answer<&Chat> {
         self.chats.get(&id).filter(|chat| chat.known.owner == caller).ok_or(Error::NotFound { session: id })
+    }
+
+    /// Wake a session that an upgrade put to sleep, to look at it.
+    pub fn wake(&mut self, caller: Principal, id: u64) -> Answer<()> {
+        let chat = self.chats.get_mut(&id).filter(|chat| chat.known.owner == caller);
+        if let (Some((engine, _)), Some(chat)) = (&self.engine, chat) {
+            chat.wake(&engine.model);
+        }
+        self.seen(caller, id).map(|_| ())
+    }
+
+    /// What the engine expects a token to cost after `context` others.
+    pub fn predict(&self, context: u32, params: SessionParams) -> Answer<Prediction> {
+        let Some((engine, model)) = &self.engine else { return Err(Error::ModelNotReady { phase: self.phase() }) };
+        if context >= model.block_size {
+            return Err(Error::argument("context", format!("{context}: expected 0 .. {}", model.block_size - 1)));
+        }
+        let params = crate::session::Params::read(params, model.block_size)?;
+        Ok(engine.predict(context as usize, &params))
     }
 
     /// Bytes of all caches, those not made yet included.

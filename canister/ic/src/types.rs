@@ -253,6 +253,19 @@ pub struct Work {
 }
 
 #[derive(CandidType, Deserialize, Clone, Debug)]
+pub struct Prediction {
+    pub embedding: u64,
+    pub linears: u64,
+    pub mixer: u64,
+    pub attention: u64,
+    pub rest: u64,
+    pub layers: u32,
+    pub head: u64,
+    pub sampling: u64,
+    pub total: u64,
+}
+
+#[derive(CandidType, Deserialize, Clone, Debug)]
 pub struct Health {
     pub ready: bool,
     pub phase: ModelPhase,

@@ -3,8 +3,10 @@
     python -m walsh.ic.canister.build           build, write walsh_canister.wasm and walsh_canister.json
     python -m walsh.ic.canister.build --check   compare the recorded source digest with the sources
 
-Toolchain, flags and reproducibility are those of :mod:`walsh.engine.build`. The interface ``walsh.did`` is put into the
-module as the metadata section ``icp:public candid:service``, where tools of the platform look for it.
+Toolchain, flags and reproducibility are those of :mod:`walsh.engine.build`. The interface ``walsh.did`` is put into
+the module as the metadata section ``icp:public candid:service``, where tools of the platform look for it. The names
+of its functions are taken out, since a canister pays for its module's bytes, and kept in ``walsh_canister.names`` for
+profiles.
 """
 
 from __future__ import annotations
@@ -14,12 +16,14 @@ import hashlib
 import json
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
 from walsh.engine import build as engine
 from walsh.errors import BackendError
-from walsh.ic.canister.module import INTERFACE, MODULE, RECORD, read_record
+from walsh.ic.binary import Reader
+from walsh.ic.canister.module import INTERFACE, MODULE, NAMES, RECORD, read_record, with_section
 
 CRATE = engine.WORKSPACE / "ic"
 METADATA = "icp:public candid:service"
@@ -53,19 +57,17 @@ def source_digest() -> str:
     return digest.hexdigest()
 
 
-def _leb(number: int) -> bytes:
-    """Unsigned LEB128."""
-    out = b""
-    while number >= 128:
-        out += bytes([number & 127 | 128])
-        number >>= 7
-    return out + bytes([number])
-
-
-def with_metadata(module: bytes, name: str, content: bytes) -> bytes:
-    """A module with one more custom section at its end."""
-    body = _leb(len(name)) + name.encode() + content
-    return module + b"\0" + _leb(len(body)) + body
+def split_section(module: bytes, name: str) -> tuple[bytes, bytes]:
+    """(the module without its custom section of this name, the section's content); nothing if there is none."""
+    reader, rest, content = Reader(module, 8), module[:8], b""
+    while reader.at < len(module):
+        start, kind = reader.at, reader.byte()
+        inside = Reader(reader.take(reader.u32()))
+        if kind == 0 and inside.name() == name:
+            content = inside.data[inside.at :]
+        else:
+            rest += module[start : reader.at]
+    return rest, content
 
 
 def build(toolchain: engine.Toolchain | None = None) -> dict[str, Any]:
@@ -89,7 +91,9 @@ def build(toolchain: engine.Toolchain | None = None) -> dict[str, Any]:
         raise BackendError(f"building the canister failed: {error}") from None
     built = engine.WORKSPACE / "target" / "ic" / engine.TARGET / "release" / "walsh_canister.wasm"
     interface = (CRATE / "walsh.did").read_bytes()
-    module = with_metadata(built.read_bytes(), METADATA, interface)
+    module, names = split_section(built.read_bytes(), "name")
+    module = with_section(module, METADATA, interface)
+    packed = zlib.compress(names, 9)
     record = {
         "source_sha256": digest,
         "toolchain": toolchain.version,
@@ -97,8 +101,10 @@ def build(toolchain: engine.Toolchain | None = None) -> dict[str, Any]:
         "flags": " ".join(engine.FLAGS),
         "bytes": len(module),
         "sha256": hashlib.sha256(module).hexdigest(),
+        "names_sha256": hashlib.sha256(packed).hexdigest(),
     }
     MODULE.write_bytes(module)
+    NAMES.write_bytes(packed)
     INTERFACE.write_bytes(interface)
     RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="ascii")
     return record

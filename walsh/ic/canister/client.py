@@ -17,7 +17,7 @@ from typing import Any
 
 from walsh.errors import WalshError
 from walsh.ic.candid import Interface
-from walsh.ic.canister.module import INTERFACE, MODULE, read_record
+from walsh.ic.canister.module import INTERFACE, MODULE, named_module, read_record
 from walsh.ic.replica import Canister, Receipt, Replica
 
 Value = Any
@@ -72,6 +72,14 @@ def module() -> bytes:
     """The shipped module, checked against its record."""
     read_record()
     return MODULE.read_bytes()
+
+
+def parameters(**given: Value) -> Value:
+    """``SessionParams``; what is not given is absent."""
+    unknown = given.keys() - set(PARAMETERS)
+    if unknown:
+        raise TypeError(f"{', '.join(sorted(unknown))}: expected {', '.join(PARAMETERS)}")
+    return {name: [given[name]] if name in given else [] for name in PARAMETERS}
 
 
 def encode_init(access: str | None = None, limits: dict[str, int] | None = None) -> bytes:
@@ -154,12 +162,9 @@ class Client:
 
     # -- sessions
 
-    def start(self, **parameters: Value) -> int:
+    def start(self, **given: Value) -> int:
         """A session; see ``SessionParams``."""
-        given = {name: [parameters.pop(name)] if name in parameters else [] for name in PARAMETERS}
-        if parameters:
-            raise TypeError(f"{', '.join(parameters)}: expected {', '.join(PARAMETERS)}")
-        return int(self.call("start_session", given)["session"])
+        return int(self.call("start_session", parameters(**given))["session"])
 
     def prefill(self, session: int, prompt: str | list[int], budget: int | None = None) -> Value:
         """Add a prompt and read all of it, in as many messages as it takes."""
@@ -212,7 +217,7 @@ def unwrap(value: Value) -> Value:
 
 
 def deploy(file: bytes | None = None, replica: Replica | None = None, access: str = "Open") -> Client:
-    """Install the shipped module and, if there is a file, upload and load it.
+    """Install the shipped module and, if there is a file, upload and load it; with names where they are recorded.
 
     Args:
         file: a ``.walsh`` file.
@@ -223,7 +228,8 @@ def deploy(file: bytes | None = None, replica: Replica | None = None, access: st
         RefusedError: if the file is refused.
     """
     replica = replica or Replica()
-    client = Client(replica.install(module(), encode_init(access)))
+    code = module() if replica.breakdown is None else named_module()
+    client = Client(replica.install(code, encode_init(access)))
     if file is not None:
         client.upload(file)
         client.load()

@@ -118,8 +118,8 @@ class Canister:
         execution.balance = self.cycles - most
         attached = execution.context.cycles
         error = self._run(execution, limit, entry)
-        cost = 0 if free else prices.update_message + prices.instruction * min(self.instance.counter, limit)
-        receipt = self._receipt(execution, limit, cost, error)
+        receipt = self._receipt(execution, limit, free, error)
+        cost = receipt.cycles
         self.log += [(self.replica.time_ns, line) for line in execution.log]
         if error is not None:
             self.log.append((self.replica.time_ns, error.message))
@@ -170,8 +170,10 @@ class Canister:
         heap, stable = self.instance.pages, self.running.stable_pages
         return heap[0] + stable[0], heap[1] + stable[1]
 
-    def _receipt(self, execution: Execution, limit: int, cost: int, error: TrapError | None) -> Receipt:
-        total, system = self.instance.counter, sum(execution.system.values())
+    def _receipt(self, execution: Execution, limit: int, free: bool, error: TrapError | None) -> Receipt:
+        prices, system = self.replica.costs.prices, sum(execution.system.values())
+        total = self.instance.counter
+        cost = 0 if free else prices.update_message + prices.instruction * min(total, limit)
         if isinstance(error, OutOfInstructionsError):
             total = limit
         accessed, written = self._pages()

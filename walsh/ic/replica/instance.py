@@ -15,9 +15,9 @@ import wasmtime
 from numpy.typing import NDArray
 
 from walsh.ic.errors import OutOfInstructionsError, TrapError
-from walsh.ic.metering import COUNTER, LIMIT
+from walsh.ic.metering import COUNTER
 from walsh.ic.paging import ACCESSED, MAP, READ_BIT, WRITE_BIT, WRITTEN
-from walsh.ic.replica.program import FUNCTIONS, HEAP, RESTORE, SAVE, SAVED, Program, engine
+from walsh.ic.replica.program import BEGIN, FUNCTIONS, HEAP, RESTORE, SAVE, SAVED, Program, engine
 from walsh.ic.replica.recorder import Recorder
 
 _CHECKED = 64
@@ -55,8 +55,8 @@ class Instance:
         except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
             raise TrapError(f"the module cannot be instantiated: {error}") from error
         self._counter = self._global(COUNTER)
-        self._limited = self._global(LIMIT)
         self._memory = self._export_memory(HEAP) if self.program.has_heap else None
+        self._seen = np.zeros(0, np.uint8)
         self._saved = self._export_memory(SAVED)
         self._paged = [self._global(ACCESSED), self._global(WRITTEN)] if self.program.has_heap else []
         self.recorder.attach(self.store, self._exports)
@@ -80,7 +80,9 @@ class Instance:
     @property
     def heap(self) -> NDArray[np.uint8]:
         """uint8 [bytes]: the heap itself; valid until it grows."""
-        return self._view(self._memory) if self._memory is not None else np.zeros(0, np.uint8)
+        if self._memory is not None and self._memory.data_len(self.store) != self._seen.size:
+            self._seen = self._view(self._memory)
+        return self._seen
 
     @property
     def counter(self) -> int:
@@ -118,10 +120,11 @@ class Instance:
         if not size:
             return
         policy = self.program.policy
-        span = self._map[start // policy.page_bytes : (start + size - 1) // policy.page_bytes + 1]
+        first, last = start // policy.page_bytes, (start + size - 1) // policy.page_bytes
         bits = READ_BIT | WRITE_BIT if write else READ_BIT
-        if span.min() & bits == bits:
+        if first == last and self._map[first] & bits == bits:
             return
+        span = self._map[first : last + 1]
         accessed = int(np.count_nonzero(span & READ_BIT == 0))
         written = int(np.count_nonzero(span & WRITE_BIT == 0)) if write else 0
         span |= bits
@@ -135,12 +138,9 @@ class Instance:
         """Get ready for a message that may take ``limit`` instructions."""
         if self.program.fresh:
             self._rebuild()
-        self._counter.set_value(self.store, 0)
-        self._limited.set_value(self.store, limit)
+        self._internal(BEGIN, wasmtime.Val.i64(limit - (limit >> 63 << 64)))
         self._limit, self._charged, self._charges, self._touched = limit, 0, 0, (0, 0)
-        for item in self._paged:
-            item.set_value(self.store, 0)
-        self._map[:] = 0
+        self._map[: -(-self.heap.size // self.program.policy.page_bytes)] = 0
         self.recorder.begin()
 
     def call(self, name: str) -> None:
@@ -205,14 +205,14 @@ class Instance:
     def _copy(self, source: NDArray[np.uint8], target: NDArray[np.uint8]) -> None:
         """Copy the pages that the message wrote."""
         size = self.program.policy.page_bytes
-        for page in np.flatnonzero(self._map & WRITE_BIT):
+        for page in np.flatnonzero(self._map[: -(-target.size // size)] & WRITE_BIT):
             part = slice(int(page) * size, (int(page) + 1) * size)
             target[part] = source[part]
 
-    def _internal(self, name: str) -> None:
+    def _internal(self, name: str, *arguments: wasmtime.Val) -> None:
         function = self._exports[name]
         assert isinstance(function, wasmtime.Func)
-        function(self.store)
+        function(self.store, *arguments)
 
     def _rebuild(self) -> None:
         """A new instance with the committed heap and globals."""

@@ -1,8 +1,9 @@
 """A canister's module made ready: checked against what a replica installs, metered, with its state within reach.
 
 Added to the metered module: the heap as ``canister heap`` and table 0 as ``canister table``, a start function as the
-export ``canister start`` (it must run at install only), and for mutable globals two functions, ``canister save`` and
-``canister restore``, that copy them to and from the memory ``canister saved_globals``.
+export ``canister start`` (it must run at install only), for mutable globals two functions, ``canister save`` and
+``canister restore``, that copy them to and from the memory ``canister saved_globals``, and ``canister begin``, which
+takes a message's limit and sets the counters to 0.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from functools import cache
 
 import wasmtime
 
-from walsh.ic.assembler import code
+from walsh.ic.assembler import code, sequence
 from walsh.ic.binary import F32, F64, I32, I64, V128, Limits
 from walsh.ic.costs import Costs, PagePolicy
 from walsh.ic.errors import PayloadError, UnsupportedWasmError, WasmError
-from walsh.ic.metering import Breakdown, Metered, meter
-from walsh.ic.module import FUNC, MEMORY, TABLE, Body, FuncType, Module
+from walsh.ic.metering import COUNTER, LIMIT, Breakdown, Metered, meter
+from walsh.ic.module import FUNC, GLOBAL, MEMORY, TABLE, Body, FuncType, Module
+from walsh.ic.paging import ACCESSED, WRITTEN
 from walsh.ic.wasm import decode
 
 HEAP, FUNCTIONS, START = "canister heap", "canister table", "canister start"
-SAVE, RESTORE, SAVED = "canister save", "canister restore", "canister saved_globals"
+SAVE, RESTORE, SAVED, BEGIN = "canister save", "canister restore", "canister saved_globals", "canister begin"
 _STORES = {I32: "i32.store", I64: "i64.store", F32: "f32.store", F64: "f64.store", V128: "v128.store"}
 _LOADS = {kind: name.replace("store", "load") for kind, name in _STORES.items()}
 _FORGOTTEN = frozenset({"table.set", "table.grow", "table.fill", "table.copy", "table.init", "elem.drop", "data.drop"})
@@ -113,8 +115,13 @@ def _expose(module: Module, original: Module) -> None:
         address = code("i32.const", 0)
         save += address + code("global.get", index) + code(_STORES[kind], memory, 16 * place)
         restore += address + code(_LOADS[kind], memory, 16 * place) + code("global.set", index)
-    for name, body in ((SAVE, save), (RESTORE, restore)):
-        module.export(name, FUNC, module.add_function(FuncType((), ()), Body((), body + code("end"))))
+    places = {item.name: item.index for item in module.exports if item.kind == GLOBAL}
+    begin = sequence(("local.get", 0), ("global.set", places[LIMIT]))
+    for counter in (COUNTER, ACCESSED, WRITTEN):
+        if counter in places:
+            begin += sequence(("i64.const", 0), ("global.set", places[counter]))
+    for name, params, body in ((SAVE, (), save), (RESTORE, (), restore), (BEGIN, (I64,), begin)):
+        module.export(name, FUNC, module.add_function(FuncType(params, ()), Body((), body + code("end"))))
 
 
 def prepare(
