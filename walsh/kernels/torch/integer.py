@@ -68,12 +68,19 @@ def integer_mm(a: Tensor, b: Tensor) -> Tensor:
     return _native_mm(a, b) if native_is_exact(a.device) else _float_mm(a, b)
 
 
-def integer_bmm(a: Tensor, b: Tensor) -> Tensor:
-    """A batch of :func:`integer_mm`: int8 [n, M, K] and [n, K, N] to int32 [n, M, N].
+def exact_bmm(a: Tensor, b: Tensor, terms: int = 1) -> Tensor:
+    """A batch of :func:`integer_mm`: int8 [n, M, K] and [n, K, N] to whole numbers [n, M, N].
 
-    On CPU one float32 batched GEMM, exact for K <= 2^17: blocks are small, and n calls of an integer GEMM with a
-    repacking of each operand cost more than they save.
+    On CPU one float32 batched GEMM: blocks are small, and n calls of an integer GEMM with a repacking of each operand
+    cost more than they save.
+
+    Args:
+        a, b: as there.
+        terms: sums and differences of so many results are exact too.
+
+    Returns:
+        float32 where it holds ``terms * 128 K``, else int32.
     """
-    if a.device.type == "cpu" and a.shape[2] <= 1 << 17:
-        return torch.bmm(a.float(), b.float()).to(torch.int32)
+    if a.device.type == "cpu" and terms * a.shape[2] <= 1 << 17:
+        return torch.bmm(a.float(), b.float())
     return torch.stack([integer_mm(x.contiguous(), y) for x, y in zip(a, b, strict=True)])
