@@ -240,7 +240,10 @@ def test_integer_products_are_exact_up_to_the_extremes(
     a[:1], b[:1] = -128, -1
     expected = a.numpy().astype(np.int64) @ b.numpy().astype(np.int64).T
     assert (integer.integer_mm(a, b.t()).numpy() == expected).all()
-    assert (integer.integer_bmm(a[None], b.t()[None])[0].numpy() == expected).all()
+    for terms in (1, 32):
+        found = integer.exact_bmm(a[None], b.t()[None], terms)[0]
+        assert found.dtype == (torch.float32 if terms * k <= 1 << 17 else torch.int32)
+        assert (found.numpy() == expected).all()
 
 
 @pytest.mark.parametrize("d", DIMENSIONS)
