@@ -165,8 +165,12 @@ def fuzz(session: nox.Session) -> None:
 @nox.session
 def train(session: nox.Session) -> None:
     """Train a model: ``configs/laptop.toml`` on the text that Python ships, unless another configuration is named."""
-    install(session, "train")
+    install(session, "train,wasm")
     session.run("walsh", "train", *session.posargs)
+    if not session.posargs:  # the small file of the default run: made, checked, read
+        session.run("walsh", "compress", "runs/laptop", "-o", "runs/laptop.walsh", "--force")
+        session.run("walsh", "verify", "runs/laptop.walsh")
+        session.run("walsh", "generate", "runs/laptop.walsh", "--engine", "wasm", "--prompt", "The ")
 
 
 @nox.session

@@ -45,3 +45,10 @@ def test_conformance_runs_from_the_wheel_in_an_empty_folder(unpacked_wheel: Path
 @pytest.mark.parametrize("name", ["SPEC.md", "INTERPRETING.md", "manifest.json", "policy.json"])
 def test_the_wheel_carries_the_data_for_people_who_use_none_of_our_code(unpacked_wheel: Path, name: str) -> None:
     assert (unpacked_wheel / "walsh" / "_conformance" / name).is_file()
+
+
+def test_the_configurations_travel_with_the_wheel(unpacked_wheel: Path, tmp_path: Path) -> None:
+    carried = {path.name for path in (unpacked_wheel / "walsh" / "_configs").iterdir()}
+    assert carried == {path.name for path in (ROOT / "configs").glob("*.toml")}
+    result = run(unpacked_wheel, tmp_path, "-m", "walsh", "inspect", "laptop")
+    assert result.returncode == 0, result.stderr
