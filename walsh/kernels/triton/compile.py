@@ -82,7 +82,7 @@ class Excuse:
 EXCUSED_SPILLS: tuple[Excuse, ...] = (
     Excuse(
         "rope_table_kernel",
-        1024,
+        64,
         "no spill: the float64 cosine of huge angles keeps the digits of 2 / pi in a local array",
     ),
     Excuse(
