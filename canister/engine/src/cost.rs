@@ -62,7 +62,7 @@ impl Model {
         let ids = self.config.vocabulary as u64;
         match (sampling.temperature == 0.0, sampling.top_k) {
             (true, _) => 10_000 + 20 * ids,
-            (false, 1..=256) => 100_000 + 150 * ids,
+            (false, 1..=256) => 250_000 + 40 * ids,
             _ => self.sample_cost(),
         }
     }

@@ -84,13 +84,15 @@ pub fn sample(
     scratch.logits.extend_from_slice(logits);
     let penalty = sampling.repetition_penalty;
     check_history(history, vocabulary)?;
-    scratch.seen.clear();
-    scratch.seen.resize(vocabulary, false);
-    for &id in history {
-        if id >= 0 && !scratch.seen[id as usize] {
-            scratch.seen[id as usize] = true;
-            let l = &mut scratch.logits[id as usize];
-            *l = if *l > 0.0 { *l / penalty } else { *l * penalty };
+    if penalty != 1.0 {
+        scratch.seen.clear();
+        scratch.seen.resize(vocabulary, false);
+        for &id in history {
+            if id >= 0 && !scratch.seen[id as usize] {
+                scratch.seen[id as usize] = true;
+                let l = &mut scratch.logits[id as usize];
+                *l = if *l > 0.0 { *l / penalty } else { *l * penalty };
+            }
         }
     }
     if sampling.temperature == 0.0 {
@@ -109,14 +111,8 @@ fn check_history(history: &[i64], vocabulary: usize) -> Result<()> {
 
 /// The first of the largest.
 fn argmax(logits: &[f32]) -> usize {
-    let mut most = f32x4_splat(f32::NEG_INFINITY);
-    let (body, tail) = logits.split_at(logits.len() & !15);
-    for sixteen in body.chunks_exact(16) {
-        // SAFETY: sixteen floats are four vectors.
-        let at = |i: usize| unsafe { v128_load(sixteen.as_ptr().add(4 * i).cast()) };
-        most = f32x4_pmax(most, f32x4_pmax(f32x4_pmax(at(0), at(1)), f32x4_pmax(at(2), at(3))));
-    }
-    let largest = f32x4_lanes(most).into_iter().chain(tail.iter().copied()).fold(f32::NEG_INFINITY, f32::max);
+    let body = &logits[..logits.len() & !15];
+    let largest = maximum(logits);
     let wanted = f32x4_splat(largest);
     let holds = |sixteen: &[f32]| {
         // SAFETY: sixteen floats are four vectors.
@@ -135,14 +131,54 @@ fn descending_key(l: f32) -> u32 {
     if bits >> 31 == 1 { bits } else { !bits & 0x7fff_ffff }
 }
 
+fn key(id: usize, l: f32) -> u64 {
+    u64::from(descending_key(l)) << 32 | id as u64
+}
+
+/// Ids of a group that are passed over together.
+const GROUP: usize = 64;
+
+/// Keys of a few ids, the `count` likeliest among them: as many groups have a maximum that is no less than the `count`-th
+/// largest of all maxima, so that no id below it is among the likeliest.
+fn shortlist(scratch: &mut Scratch, count: usize) {
+    let Scratch { logits, keys, e: largest, .. } = scratch;
+    largest.clear();
+    largest.extend(logits.chunks(GROUP).map(maximum));
+    keys.clear();
+    keys.extend(largest.iter().map(|&l| u64::from(descending_key(l))));
+    keys.select_nth_unstable(count - 1);
+    let last = keys[count - 1] as u32;
+    keys.clear();
+    for (group, &most) in largest.iter().enumerate() {
+        if descending_key(most) <= last {
+            let ids = logits.iter().enumerate().skip(GROUP * group).take(GROUP);
+            keys.extend(ids.filter(|&(_, &l)| descending_key(l) <= last).map(|(id, &l)| key(id, l)));
+        }
+    }
+}
+
+/// The largest of some logits; of zeros either.
+fn maximum(logits: &[f32]) -> f32 {
+    let mut most = f32x4_splat(f32::NEG_INFINITY);
+    let (body, tail) = logits.split_at(logits.len() & !15);
+    for sixteen in body.chunks_exact(16) {
+        // SAFETY: sixteen floats are four vectors.
+        let at = |i: usize| unsafe { v128_load(sixteen.as_ptr().add(4 * i).cast()) };
+        most = f32x4_pmax(most, f32x4_pmax(f32x4_pmax(at(0), at(1)), f32x4_pmax(at(2), at(3))));
+    }
+    f32x4_lanes(most).into_iter().chain(tail.iter().copied()).fold(f32::NEG_INFINITY, f32::max)
+}
+
 /// The kept ids in order, in `keys` (id in the low half).
 fn sort(scratch: &mut Scratch, top_k: usize) -> Result<()> {
     let vocabulary = scratch.logits.len();
-    scratch.keys.clear();
-    scratch
-        .keys
-        .extend(scratch.logits.iter().enumerate().map(|(id, &l)| u64::from(descending_key(l)) << 32 | id as u64));
-    if top_k > 0 && top_k < vocabulary {
+    if top_k > 0 && top_k <= vocabulary / GROUP {
+        shortlist(scratch, top_k);
+    } else {
+        scratch.keys.clear();
+        scratch.keys.extend(scratch.logits.iter().enumerate().map(|(id, &l)| key(id, l)));
+    }
+    if top_k > 0 && top_k < scratch.keys.len() {
         scratch.keys.select_nth_unstable(top_k - 1);
         scratch.keys.truncate(top_k);
     }
@@ -257,6 +293,26 @@ mod tests {
                 logits[at] = -0.0;
                 logits[length - 1] = 0.0;
                 assert_eq!(argmax(&logits), at);
+            }
+        }
+    }
+
+    #[test]
+    fn a_shortlist_holds_the_likeliest_in_order() {
+        for (vocabulary, top_k) in [(6400, 1), (6400, 100), (6400, 101), (6463, 100), (640, 10), (1000, 15)] {
+            for values in [3, 17, 100_000] {
+                // Few values: ties across groups and across the end of the list, zeros of both signs among them.
+                let logits: Vec<f32> = (0..vocabulary as i64)
+                    .map(|i| {
+                        (((i * 2_654_435_761) >> 7) % values - values / 2) as f32 * if i % 2 == 0 { 0.5 } else { -0.5 }
+                    })
+                    .collect();
+                let mut expected: Vec<usize> = (0..vocabulary).collect();
+                expected.sort_by(|&a, &b| logits[b].partial_cmp(&logits[a]).unwrap().then(a.cmp(&b)));
+                let mut scratch = Scratch { logits, ..Scratch::default() };
+                sort(&mut scratch, top_k).unwrap();
+                let found: Vec<usize> = scratch.keys.iter().map(|key| (key & 0xffff_ffff) as usize).collect();
+                assert_eq!(found, expected[..top_k], "{vocabulary} ids, {top_k} kept, {values} values");
             }
         }
     }
