@@ -42,6 +42,9 @@ def _transform_exact() -> Group:
     for dtype in ("int8", "int32"):
         integers = group.draw(dtype).integers("x", (3, 16), -128, 127, dtype)
         group.add(dtype, "integers stay integers: int32", {"x": integers})
+    for dtype, n in (("int8", 128), ("int32", 256), ("float64", 128)):
+        long = group.draw(f"{dtype}-{n}").integers("x", (2, n), -128, 127, dtype)
+        group.add(f"{dtype}-{n}", "every stage of a long transform", {"x": long}, flags=[f.NATURAL_ORDER])
     odd = group.draw("big").integers("x", (1, 8), -(2**27), 2**27, "int32") | 1
     odd[0, 0] += 1  # so that the sums are odd, and no float32
     group.add("int32-large", "integers past 2^24: float32 would lose bits", {"x": odd}, flags=[f.ACCUMULATOR])

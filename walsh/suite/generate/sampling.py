@@ -138,6 +138,12 @@ def _sampled() -> Group:
     )
     ties = filled((6, 5), 0.25)
     group.add("ties", "equal logits are sorted by id", {"logits": ties, **_batch(6)}, flags=[f.LOWEST_ID])
+    group.add(
+        "on-the-border",
+        "a cumulative probability that equals the threshold is passed over: uniform(seed, 0) is one half",
+        {"logits": filled((2, 4), 0.25), "seed": _of([0x2FEDF1EFCE1D5545] * 2), "position": _of([0, 1])},
+        flags=[f.THRESHOLD, f.SEED_64],
+    )
     steep = listed([[0.0, -200.0, -1000.0], [-90.0, 0.0, -86.0]])
     group.add("vanishing", "probabilities that are +0", {"logits": steep, **_batch(2)}, flags=[f.SUBNORMAL])
     return group
