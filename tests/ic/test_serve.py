@@ -299,7 +299,9 @@ def test_without_a_server_there_is_no_receipt(monkeypatch, tmp_path):
     from walsh.cli import main
 
     monkeypatch.delenv(pocketic.VARIABLE, raising=False)
-    found = CliRunner().invoke(main, ["ic", "receipt", str(tmp_path / "model.walsh")])
+    model = tmp_path / "model.walsh"
+    model.write_bytes(b"not looked at without a server")
+    found = CliRunner().invoke(main, ["ic", "receipt", str(model)])
     assert found.exit_code == 4
     assert pocketic.HOW in found.output
     monkeypatch.setenv(pocketic.VARIABLE, str(tmp_path / "pocket-ic"))
