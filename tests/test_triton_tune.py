@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("triton")
 
 from walsh.errors import BackendError, ParameterError  # noqa: E402  # after the guards
-from walsh.kernels.triton import _cases, _config, _workloads, tune  # noqa: E402
+from walsh.kernels.triton import _cases, _config, _excuses, _workloads, tune  # noqa: E402
 from walsh.kernels.triton import compile as ahead  # noqa: E402
 from walsh.kernels.triton._config import Rows, Shape, configured, given, shape_of  # noqa: E402
 from walsh.kernels.triton._gemm import Blocks  # noqa: E402
@@ -252,13 +252,13 @@ def test_continuous_integration_can_afford_the_compilations():
 
 
 def test_an_excuse_is_for_so_much_of_one_kernel():
-    excuse = ahead.Excuse("some_kernel", 16, "because", {"N": 64})
+    excuse = _excuses.Excuse("some_kernel", 16, "because", {"N": 64})
     assert excuse.covers("some_kernel", {"N": 64, "M": 1}, 16)
     assert not excuse.covers("some_kernel", {"N": 64}, 17)
     assert not excuse.covers("some_kernel", {"N": 32}, 8)
     assert not excuse.covers("other_kernel", {"N": 64}, 8)
     assert not replace(excuse, version="0.").covers("some_kernel", {"N": 64}, 8)
-    assert all(excuse.reason for excuse in ahead.EXCUSED_SPILLS)
+    assert all(excuse.reason for excuse in _excuses.EXCUSED_SPILLS)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -10,8 +10,8 @@ text (AMD).
 
 Every entry of ``configs.json`` is compiled too, for the target of the device that it was measured on.
 
-It fails on shared memory past the target's limit, on a spill that :data:`EXCUSED_SPILLS` does not excuse, and on an
-approximate, flushing, fused or tf32 instruction in a strict kernel's PTX.
+It fails on shared memory past the target's limit, on a spill without an excuse (:mod:`walsh.kernels.triton._excuses`),
+and on an approximate, flushing, fused or tf32 instruction in a strict kernel's PTX.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from triton.compiler import ASTSource
 
 from walsh.errors import BackendError
 from walsh.kernels.triton import _launch
+from walsh.kernels.triton._excuses import EXCUSED_SPILLS, is_excused
 from walsh.kernels.triton._launch import Launch, record_launches
 
 
@@ -62,63 +63,6 @@ EVERYTHING = "sm_90"
 MOST_COMPILATIONS = 400
 """What continuous integration can afford, without ``full``; configurations take the room that the cases leave."""
 
-
-@dataclass(frozen=True)
-class Excuse:
-    """Why a kernel may use stack: at most so many bytes, only with these constants and, if named, this Triton."""
-
-    kernel: str
-    most: int
-    reason: str
-    constants: dict[str, Any] = field(default_factory=dict)
-    version: str = ""
-
-    def covers(self, kernel: str, constants: dict[str, Any], spills: int) -> bool:
-        """Whether this excuses that much of this kernel."""
-        same = all(str(constants.get(name)) == str(value) for name, value in self.constants.items())
-        return kernel == self.kernel and spills <= self.most and same and triton.__version__.startswith(self.version)
-
-
-EXCUSED_SPILLS: tuple[Excuse, ...] = (
-    Excuse(
-        "rope_table_kernel",
-        64,
-        "no spill: the float64 cosine of huge angles keeps the digits of 2 / pi in a local array",
-    ),
-    Excuse(
-        "hadamard_weight_kernel",
-        64,
-        "double precision is for checking gradients: no smaller tile than 8 x 16 of all 32 blocks exists",
-        {"DOT": "fp64", "N": 32},
-    ),
-    Excuse(
-        "hadamard_weight_kernel",
-        16,
-        "64 blocks with tensor cores: no smaller tile than 8 x 16 exists; 2 registers on gfx942",
-        {"N": 64},
-    ),
-    Excuse(
-        "hadamard_linear_kernel",
-        32,
-        "six registers in each of 512 threads, for sm_100 only; half the threads spill with Triton 3.9 instead",
-        {"DOT": "fp32", "N": 32},
-        "3.6",
-    ),
-    Excuse(
-        "signed_xor_kernel",
-        160,
-        "eight accumulators fill the registers; the tiles are those that fit with Triton 3.9",
-        {"D": 8},
-        "3.6",
-    ),
-    Excuse(
-        "reduce_kernel",
-        8,
-        "two registers, of the sum and the weights that are unpacked beside it",
-        version="3.6",
-    ),
-)
-"""Every kernel that may use stack, and why."""
 
 FORBIDDEN = re.compile(r"\.approx|div\.full|\.ftz|\bfma\.|\.tf32")
 """What strict arithmetic excludes, in PTX."""
@@ -204,11 +148,6 @@ def _compile(case: str, launch: Launch, target: Target) -> Result:
     return Result(case, name, target.name, registers, spills, shared, code, launch.options, constants, problem)
 
 
-def is_excused(kernel: str, constants: dict[str, Any], spills: int) -> bool:
-    """Whether :data:`EXCUSED_SPILLS` has a reason for this much stack."""
-    return any(excuse.covers(kernel, constants, spills) for excuse in EXCUSED_SPILLS)
-
-
 def _is_strict(case: str) -> bool:
     return ".strict" in case
 
@@ -235,8 +174,8 @@ def collect(full: bool) -> Iterator[tuple[str, Launch, str]]:
 
 
 def _cache_path(launch: Launch, target: Target, case: str) -> Path:
-    """Where the result is kept: by Triton, this file, the kernel's source with all that it calls, and the launch."""
-    here = Path(__file__).read_bytes()
+    """Where the result is kept: by Triton, this file, the excuses, the kernel with all that it calls, and the launch."""
+    here = Path(__file__).read_bytes() + repr(EXCUSED_SPILLS).encode()
     text = "\0".join((triton.__version__, launch.kernel.cache_key, launch.key(), target.name, str(_is_strict(case))))
     digest = hashlib.sha256(here + text.encode()).hexdigest()
     root = Path(os.environ.get("WALSH_COMPILE_CACHE", Path.home() / ".cache" / "walsh" / "compile"))
