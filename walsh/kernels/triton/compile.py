@@ -174,7 +174,7 @@ def collect(full: bool) -> Iterator[tuple[str, Launch, str]]:
 
 
 def _cache_path(launch: Launch, target: Target, case: str) -> Path:
-    """Where the result is kept: by Triton, this file, the excuses, the kernel with all that it calls, and the launch."""
+    """Where the result is kept: by Triton, this file, the excuses, the kernel with all it calls, and the launch."""
     here = Path(__file__).read_bytes() + repr(EXCUSED_SPILLS).encode()
     text = "\0".join((triton.__version__, launch.kernel.cache_key, launch.key(), target.name, str(_is_strict(case))))
     digest = hashlib.sha256(here + text.encode()).hexdigest()
