@@ -4,8 +4,8 @@
 //! it returns 0, a count or a handle. Tensors are little-endian and row-major in linear memory that `walsh_alloc` gave
 //! (16-byte aligned). Models, sessions and caches are named by handles, never by pointers.
 //!
-//! `walsh_op_*` are the single operations, for conformance, in four files by kind; `walsh_use_scalar(1)` runs their definitions,
-//! one number at a time, instead of the kernels.
+//! `walsh_op_*` (strict or on integers) and `walsh_float_*` (ordinary) are the single operations, for conformance, in files
+//! by kind; `walsh_use_scalar(1)` runs the definitions of strict ones, one number at a time, instead of the kernels.
 //!
 //! # Safety
 //! Pointers must name as many elements as the sizes beside them say; a host that lies reads or writes its own linear memory
@@ -30,6 +30,7 @@ mod caches;
 mod integers;
 mod operations;
 mod ordinary;
+mod ordinary_tables;
 mod tables;
 
 /// Everything that lives between calls.

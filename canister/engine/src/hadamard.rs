@@ -54,9 +54,6 @@ pub fn transform_blocks(x: &[f32], alpha: Option<&[f32]>, n: usize, columns: usi
     assert!(x.len() >= n * stride && v.len() >= n * stride && alpha.is_none_or(|a| a.len() >= n * columns));
     let v = &mut v[..n * stride];
     if n == 32 {
-        if columns < stride {
-            v.chunks_exact_mut(stride).for_each(|v| v[columns..].fill(0.0));
-        }
         // SAFETY: x and v hold 32 blocks of `stride` floats, alpha the factors of the first `columns` of each.
         return unsafe {
             match alpha {
@@ -114,6 +111,20 @@ unsafe fn transform32<const SCALED: bool>(
                 v128_store(to.cast(), value);
             });
             (x, alpha, v) = (x.add(4), alpha.wrapping_add(128), v.add(4));
+        }
+    }
+    // The padding, tile by tile: a bulk fill of so few bytes costs more than what it fills.
+    for _ in columns / 4..stride / 4 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut to = v;
+            unroll!(j in 32, {
+                if j > 0 {
+                    to = to.add(stride);
+                }
+                v128_store(to.cast(), f32x4_splat(0.0));
+            });
+            v = v.add(4);
         }
     }
     f32x4_lanes(most).map(f32::to_bits).into_iter().max().unwrap_or(0)

@@ -28,6 +28,7 @@ pub mod json;
 pub mod kv_cache;
 pub mod loading;
 pub mod model;
+mod paired;
 pub mod products;
 mod reader;
 pub mod rms_norm;

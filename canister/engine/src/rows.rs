@@ -5,22 +5,13 @@
 //! ```
 //!
 //! Rows are read where the file has them. An int8 row of K features is K bytes. An int4 row is K / 2 bytes, feature 2 i in
-//! the low half l of byte i, feature 2 i + 1 in the high half h, as code + 8.
-//!
-//! **int4 kernel.** Half bytes p and q of two bytes are multiplied with their tokens as Winograd's inner product has it:
-//!
-//! ```text
-//! (p + c + 256 a_q) (q + c + 256 a_p) = 256 (a_p p + a_q q) + [256 c (a_p + a_q) + 65536 a_p a_q] + (p + c) (q + c)
-//! ```
-//!
-//! One product serves two features; what is in brackets is the token's, the last term the row's own, known before. One `or`
-//! with c + 256 a makes each factor of a widened byte: low halves stand at 1 with c = 240, which hides the high half, high
-//! halves at 16 with c = 15. All of it is modulo 2^32 and adds up to 4096 times the sum of at most `BLOCK` features.
+//! the low half l of byte i, feature 2 i + 1 in the high half h, as code + 8; see `paired` for how it is multiplied.
 
 use std::sync::Arc;
 
-use crate::error::{Result, require, try_vec};
+use crate::error::{Result, require};
 use crate::float::dot_codes;
+use crate::paired;
 use crate::simd::*;
 
 /// Bytes inside a shared buffer: a file that was loaded once.
@@ -65,15 +56,6 @@ pub struct RowTable {
     own: Vec<i32>,
 }
 
-/// Features of which one sum is taken in the int4 kernel: 4096 * 7 * 127 times as many stay below 2^31.
-const BLOCK: usize = 512;
-
-/// What an int4 kernel adds to a widened byte of low halves, and of high halves, so that only they are left.
-const HIDE: [i16; 2] = [240, 15];
-
-/// Groups of 32 features after which an unrolled int4 kernel turns from low halves to high ones.
-const TURN: usize = 4;
-
 impl RowTable {
     /// A table over stored codes; for int4, K even and a half byte of 0 (code -8) is refused.
     pub fn new(codes: Bytes, rows: usize, width: usize, four_bits: bool, scale: Vec<f32>) -> Result<Self> {
@@ -85,20 +67,13 @@ impl RowTable {
             let bad = codes.iter().any(|byte| byte & 15 == 0 || byte >> 4 == 0);
             require!(!bad, Format, "an int4 row holds code -8: expected -7 .. 7");
         }
-        let mut own = Vec::new();
-        if four_bits && width.is_multiple_of(32) {
-            own = try_vec(rows * width.div_ceil(BLOCK), 0)?;
-            let zeros = [[HIDE[0]; 16], [HIDE[1]; 16]].concat().repeat(BLOCK / 32);
-            let blocks = codes.chunks_exact((width / 2).max(1)).flat_map(|row| row.chunks(BLOCK / 2));
-            own.iter_mut().zip(blocks).for_each(|(own, block)| *own = paired_sum(block, &zeros));
-        }
+        let own = if four_bits { paired::terms_of_rows(&codes, rows, width)? } else { Vec::new() };
         Ok(Self { rows, width, four_bits, codes, scale, own })
     }
 
     /// Bytes in memory of one row, scale and all.
     pub fn row_bytes(width: usize, four_bits: bool) -> usize {
-        let own = if four_bits && width.is_multiple_of(32) { width.div_ceil(BLOCK) } else { 0 };
-        4 * (1 + own) + if four_bits { width.div_ceil(2) } else { width }
+        4 * (1 + if four_bits { paired::blocks(width) } else { 0 }) + if four_bits { width.div_ceil(2) } else { width }
     }
 
     /// Bytes in memory besides the codes.
@@ -207,15 +182,9 @@ impl RowTable {
 
     /// One logit of an int4 row whose width is a multiple of 32.
     fn logit_paired(&self, query: &Query, row: usize) -> f32 {
-        let (bytes, blocks) = (self.width / 2, self.width.div_ceil(BLOCK));
-        let codes = self.codes[row * bytes..][..bytes].chunks(BLOCK / 2);
-        let known = self.own[row * blocks..][..blocks].iter().zip(&query.of_token);
-        let blocks = codes.zip(query.spread.chunks(BLOCK)).zip(known);
-        let sum: i32 = blocks
-            .map(|((codes, token), (own, of_token))| {
-                paired_sum(codes, token).wrapping_sub(*own).wrapping_sub(*of_token) >> 12
-            })
-            .sum();
+        let (bytes, blocks) = (self.width / 2, paired::blocks(self.width));
+        let (codes, own) = (&self.codes[row * bytes..][..bytes], &self.own[row * blocks..][..blocks]);
+        let sum = paired::sum(codes, own, &query.spread, &query.of_token);
         (sum as f32 * query.r) * self.scale[row]
     }
 
@@ -280,8 +249,7 @@ struct Body<const N: usize> {
 pub struct Query {
     /// int8 codes, held as i16.
     codes: Vec<i16>,
-    /// Per 32 features of an int4 row what its 16 bytes are joined with: low halves of the first eight, of the others; high
-    /// halves of the first eight, of the others.
+    /// What the bytes of an int4 row are joined with; see `paired`.
     spread: Vec<i16>,
     /// Per block of an int4 row: the terms that are the token's.
     of_token: Vec<i32>,
@@ -305,59 +273,11 @@ impl Query {
     pub fn quantize(&mut self, x: &[f32], four_bits: bool) -> Result<()> {
         self.codes.resize(x.len(), 0);
         self.r = crate::activations::quantize(x, &mut self.codes)?;
-        if four_bits && x.len().is_multiple_of(32) {
-            self.pair();
+        if four_bits {
+            paired::prepare(&self.codes, &mut self.spread, &mut self.of_token);
         }
         Ok(())
     }
-
-    /// Make `spread` and `of_token` of the codes: terms are the token's if a row of zeros, half bytes of 8, has them.
-    fn pair(&mut self) {
-        self.spread.resize(self.codes.len(), 0);
-        self.of_token.clear();
-        for (spread, codes) in self.spread.chunks_mut(BLOCK).zip(self.codes.chunks(BLOCK)) {
-            let mut sum = 0i32;
-            for (spread, codes) in spread.chunks_exact_mut(32).zip(codes.chunks_exact(32)) {
-                for (half, eight) in [8, 128].into_iter().enumerate() {
-                    let (first, second) = spread[16 * half..][..16].split_at_mut(8);
-                    let zero = i32::from(HIDE[half] + eight);
-                    for i in 0..8 {
-                        first[i] = HIDE[half] + 256 * codes[16 + 2 * i + half];
-                        second[i] = HIDE[half] + 256 * codes[2 * i + half];
-                        let product = i32::from(first[i] + eight) * i32::from(second[i] + eight) - zero * zero;
-                        sum = sum.wrapping_add(product << (4 - 4 * half));
-                    }
-                }
-            }
-            self.of_token.push(sum);
-        }
-    }
-}
-
-/// 16 times the low halves' products and the high halves' of one block: codes [K / 2], token [K].
-fn paired_sum(codes: &[u8], token: &[i16]) -> i32 {
-    let (mut low, mut high) = (i32x4_splat(0), i32x4_splat(0));
-    for (codes, token) in codes.chunks_exact(16).zip(token.chunks_exact(32)) {
-        // SAFETY: 16 bytes and 32 numbers.
-        unsafe {
-            let token: [v128; 4] = load_all(token.as_ptr());
-            low = i32x4_add(low, paired(codes.as_ptr(), token[0], token[1]));
-            high = i32x4_add(high, paired(codes.as_ptr(), token[2], token[3]));
-        }
-    }
-    let lanes = f32x4_lanes(i32x4_add(i32x4_shl(low, 4), high));
-    lanes.into_iter().fold(0, |sum, lane| sum.wrapping_add(lane.to_bits() as i32))
-}
-
-/// Products of 8 bytes with the 8 after them, each joined with its token.
-///
-/// # Safety
-/// 16 bytes are at `w`.
-#[inline(always)]
-unsafe fn paired(w: *const u8, first: v128, second: v128) -> v128 {
-    // SAFETY: the caller's promise.
-    let (p, q) = unsafe { (i16x8_load_extend_u8x8(w), i16x8_load_extend_u8x8(w.add(8))) };
-    i32x4_dot_i16x8(v128_or(p, first), v128_or(q, second))
 }
 
 /// (f32(sum) * r) * scale of four rows.
@@ -373,18 +293,6 @@ unsafe fn finish4(sums: v128, r: v128, scale: *const f32, out: *mut f32) {
     }
 }
 
-/// V vectors in a row.
-///
-/// # Safety
-/// 8 V numbers are at `x`.
-#[inline(always)]
-unsafe fn load_all<const V: usize>(x: *const i16) -> [v128; V] {
-    let mut all = [i32x4_splat(0); V];
-    // SAFETY: the caller's promise.
-    unsafe { unroll!(i in V, { all[i] = v128_load(x.add(8 * i).cast()); }) };
-    all
-}
-
 /// 8 V int8 codes, widened.
 ///
 /// # Safety
@@ -395,35 +303,6 @@ unsafe fn widen<const V: usize>(w: *const u8) -> [v128; V] {
     // SAFETY: the caller's promise.
     unsafe { unroll!(i in V, { all[i] = i16x8_load_extend_i8x8(w.add(8 * i).cast()); }) };
     all
-}
-
-/// `paired_sum` of 8 V features, lane by lane. Halves take turns every `TURN` groups of 32 features, so that a byte that
-/// was loaded for its low half is still at hand for its high half.
-///
-/// # Safety
-/// 4 V bytes are at `w`.
-#[inline(always)]
-unsafe fn paired_row<const V: usize>(w: *const u8, token: &[v128; V]) -> v128 {
-    let mut sum = i32x4_splat(0);
-    // SAFETY: the caller's promise.
-    unsafe {
-        unroll!(turn in 4, {
-            if TURN * turn < V / 4 {
-                let (w, at) = (w.add(16 * TURN * turn), 4 * TURN * turn);
-                let mut low = paired(w, token[at], token[at + 1]);
-                unroll!(g in 3, {
-                    let (w, at) = (w.add(16 * (g + 1)), at + 4 * (g + 1));
-                    low = i32x4_add(low, paired(w, token[at], token[at + 1]));
-                });
-                sum = i32x4_add(sum, i32x4_shl(low, 4));
-                unroll!(g in 4, {
-                    let (w, at) = (w.add(16 * g), at + 4 * g);
-                    sum = i32x4_add(sum, paired(w, token[at + 2], token[at + 3]));
-                });
-            }
-        });
-    }
-    sum
 }
 
 /// Rows of 8 V features for N tokens, which stay in V N locals.
@@ -444,7 +323,7 @@ unsafe fn rows_of_width<const V: usize, const N: usize, const FOUR: bool>(w: *co
             unroll!(row in 4, {
                 let at = w.add(bytes * row);
                 if FOUR {
-                    unroll!(c upto 4 in N, { sums[c][row] = paired_row(at, &token[c]); });
+                    unroll!(c upto 4 in N, { sums[c][row] = paired::row(at, &token[c]); });
                 } else {
                     let codes = widen::<V>(at);
                     unroll!(c upto 4 in N, { sums[c][row] = dots(&codes, &token[c]); });

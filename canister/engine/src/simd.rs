@@ -62,6 +62,18 @@ pub fn dots<const P: usize>(a: &[v128; P], b: &[v128; P]) -> v128 {
     sum
 }
 
+/// V vectors in a row.
+///
+/// # Safety
+/// 8 V numbers are at `x`.
+#[inline(always)]
+pub(crate) unsafe fn load_all<const V: usize>(x: *const i16) -> [v128; V] {
+    let mut all = [i32x4_splat(0); V];
+    // SAFETY: the caller's promise.
+    unsafe { unroll!(i in V, { all[i] = v128_load(x.add(8 * i).cast()); }) };
+    all
+}
+
 /// Sum of the four lanes of each of four vectors, as one vector.
 #[inline(always)]
 pub fn i32x4_sum_lanes(a: v128, b: v128, c: v128, d: v128) -> v128 {
