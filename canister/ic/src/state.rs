@@ -26,8 +26,8 @@ const ALARM: u64 = 30_000_000_000;
 const MOST_STRIKES: u32 = 16;
 /// Instructions after which an upgrade saves no more caches: a third of what the platform gives it.
 const MOST_SAVING: u64 = 100_000_000_000;
-/// Heap above which it saves none: a copy might not fit.
-const FULLEST: u64 = 7 << 29;
+/// Heap above which it saves none: copies, and later the model beside them, might not fit.
+const FULLEST: u64 = 3 << 30;
 
 /// What is kept over an upgrade.
 #[derive(CandidType, Deserialize, Default)]
