@@ -95,7 +95,7 @@ def triton(session: nox.Session) -> None:
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """This machine's own GPU: vectors on compiled kernels, sanitizers, timings; kept in ``reports/gpu``. --tune: find tiles."""
+    """This machine's own GPU: vectors, sanitizers, timings, kept in ``reports/gpu``; ``-- --tune`` finds tiles."""
     install(session, "ic,report,train,triton")
     session.run("python", "-m", "bench.gpu", *session.posargs)
 
