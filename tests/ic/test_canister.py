@@ -73,6 +73,8 @@ def test_names_are_kept_beside_the_module(monkeypatch, tmp_path):
     rest, names = build.split_section(named, "name")
     assert rest == content
     assert b"walsh_engine" in names
+    assert shipped.with_names(content) == named
+    assert shipped.with_names(content[:-1]) == content[:-1]
     other = tmp_path / "walsh_canister.names"
     other.write_bytes(b"others")
     monkeypatch.setattr(shipped, "NAMES", other)

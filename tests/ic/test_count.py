@@ -11,6 +11,7 @@ from walsh.ic.cli import ic
 from walsh.ic.costs import default_costs
 from walsh.ic.count import count_call, count_method
 from walsh.ic.errors import UnsupportedWasmError, WasmError
+from walsh.ic.profile import readable
 from walsh.ic.replica import Replica
 
 SUM = """(module (memory 2)
@@ -109,3 +110,19 @@ def test_the_command_on_canisters(wat, tmp_path) -> None:
     assert "failed: " in invoke(str(module), "fail").output
     for arguments in (["get", "1"], ["get", "--argument", "xyz"]):
         assert isinstance(invoke(str(module), *arguments).exception, ParameterError)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        (
+            "_RNvMsc_NtNtCs6YLXRJlH7Ku_6candid5types8internalNtB5_5Label6get_id",
+            "candid::types::internal::Label::get_id",
+        ),
+        ("_RNvNtCsadLxzeJ5n0h_12walsh_engine9attention6attend", "walsh_engine::attention::attend"),
+        ("canister_query limits", "canister_query limits"),
+        ("_R", "_R"),
+    ],
+)
+def test_names_of_rust_functions_can_be_read(name, shown):
+    assert readable(name) == shown

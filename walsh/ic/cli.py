@@ -13,9 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from walsh.errors import ParameterError, WalshError
+from walsh.ic.canister.module import with_names
 from walsh.ic.costs import default_costs
 from walsh.ic.count import Count, count_call, count_method, exported_functions, is_canister
 from walsh.ic.metering import instrument
+from walsh.ic.profile import readable
 from walsh.ic.replica.canister import EMPTY
 
 
@@ -56,7 +58,7 @@ def count(
     MODULE is a Wasm file. EXPORT is one of its functions, called with integer ARGUMENTS; of a canister it is a method,
     called in the miniature replica with the bytes of --argument. Without EXPORT the functions are listed.
     """
-    wasm = module.read_bytes()
+    wasm = with_names(module.read_bytes())
     if instrumented is not None:
         instrumented.write_bytes(instrument(wasm))
     if export is None:
@@ -108,12 +110,12 @@ def _show(found: Count, top: int) -> None:
 
 def _print(console: Console, title: str, rows: Sequence[tuple[str, int]], whole: int) -> None:
     table = Table(box=None, pad_edge=False)
-    table.add_column(title, no_wrap=True)
-    table.add_column("instructions", justify="right")
-    table.add_column("share", justify="right")
+    table.add_column(title, no_wrap=True, max_width=max(20, console.width - 28))
+    table.add_column("instructions", justify="right", no_wrap=True)
+    table.add_column("share", justify="right", no_wrap=True)
     for name, amount in rows:
         if amount:
-            table.add_row(name, f"{amount:,}", f"{amount / max(whole, 1):.1%}")
+            table.add_row(readable(name), f"{amount:,}", f"{amount / max(whole, 1):.1%}")
     console.print()
     console.print(table)
 

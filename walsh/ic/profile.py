@@ -12,6 +12,7 @@ after the call, which needs no hook on any way out. Node 0 is the host.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -189,6 +190,23 @@ def rows(slots: bytes, sites: Iterable[Site], names: Mapping[int, str], costs: C
 
     ran = [row(key) for key in cost if executed[key] or cost[key]]
     return sorted(ran, key=lambda item: (-item.instructions, item.function, item.opcode))
+
+
+_WORD = re.compile(r"[sB][0-9A-Za-z]*_|(?P<length>[1-9][0-9]*)_?")
+
+
+def readable(name: str) -> str:
+    """The identifiers of a mangled Rust name (scheme v0, ``_R``), generic arguments among them; any other as it is."""
+    if not name.startswith("_R"):
+        return name
+    at, words = 2, []
+    while at < len(name):
+        found = _WORD.match(name, at)
+        at = found.end() if found else at + 1
+        if found and found["length"]:
+            words.append(name[at : at + int(found["length"])])
+            at += int(found["length"])
+    return "::".join(words) or name
 
 
 @dataclass(frozen=True)
