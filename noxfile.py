@@ -117,6 +117,7 @@ def wasm(session: nox.Session) -> None:
     rust(session, "canister", "fmt", "-p", "walsh-engine", "--check")
     rust(session, "canister/ic", "fmt", "--check")
     rust(session, "canister", "clippy", "--locked", "-p", "walsh-engine", "--all-targets", "--", "-D", "warnings")
+    rust(session, "canister/ic", "clippy", "--locked", "--", "-D", "warnings")
     rust(session, "canister", "test", "--locked", "-p", "walsh-engine")
 
 
