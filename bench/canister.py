@@ -46,7 +46,13 @@ def cases(setting: Setting) -> Iterable[Case | Absent]:
     if missing:
         yield from missing
         return
-    model, past = choose_model(setting), 16
+    for algebra in ("octonion", "hadamard"):
+        yield make_case(setting, algebra, past=16)
+
+
+def make_case(setting: Setting, algebra: str, past: int) -> Case:
+    """One token of the model of this algebra."""
+    model = choose_model(setting, algebra)
     prompt = [(7 * i + 3) % model.vocabulary for i in range(past)]
     runs = []
     for metered in (False, True):
@@ -54,9 +60,9 @@ def cases(setting: Setting) -> Iterable[Case | Absent]:
         session.prefill(prompt)
         runs.append(make_run(session, past))
     work = replace(model.work(1, dense=False, bits=2, head_bytes=1), peak="wasm")
-    yield Case(
+    return Case(
         op="canister",
-        name=f"canister/token/P{past}-C{model.n_embd}-V{model.vocabulary}",
+        name=f"canister/token/{algebra}/P{past}-C{model.n_embd}-V{model.vocabulary}",
         shape=model.shape(B=1, P=past),
         dtype="int8",
         work=work,

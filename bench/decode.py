@@ -22,6 +22,7 @@ from walsh.measure.models import FLOAT_TOLERANCE, INT8_TOLERANCE, Model, choose_
 
 
 def plain_provider(model: Model, prompt: Tensor) -> Provider:
+    """PyTorch's own choice of threads."""
     cache = model.plain.make_cache(1, prompt.shape[1] + 1)
     model.plain(prompt, cache)
 
@@ -37,6 +38,20 @@ def plain_provider(model: Model, prompt: Tensor) -> Provider:
     )
 
 
+def one_thread(provider: Provider) -> Provider:
+    """The same on one thread, which is faster where a product is too small to share."""
+
+    def run(inputs: Inputs) -> Any:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return provider.run(inputs)
+        finally:
+            torch.set_num_threads(threads)
+
+    return replace(provider, name=f"{provider.name}, one thread", run=run)
+
+
 def cacheless_provider(model: Model, prompt: Tensor) -> Provider:
     """The whole prefix again for every token: what a published gain by a cache is measured against."""
     tokens = prompt.shape[1] + 1
@@ -50,11 +65,11 @@ def cacheless_provider(model: Model, prompt: Tensor) -> Provider:
 
 
 def check_token(model: Model, prompt: Tensor, bits: int | None) -> Any:
-    """Logits of the new token against one uncached pass of the definition over prompt and token."""
+    """Logits of the new token against the definition, which reads the prompt once and keeps its cache."""
+    past, logits = prompt.shape[1], model.continue_after(prompt, bits)
 
     def check(inputs: Inputs, output: Tensor, _: int) -> float:
-        expected = model.logits(torch.cat([prompt, inputs["ids"]], 1), bits)
-        return share(output[0, -1], expected[0, -1], INT8_TOLERANCE if bits else FLOAT_TOLERANCE)
+        return share(output[0, -1], logits(inputs["ids"], past)[0, -1], INT8_TOLERANCE if bits else FLOAT_TOLERANCE)
 
     return check
 
@@ -98,7 +113,8 @@ def own_provider(package: Any, model: Model, prompt: Tensor) -> Provider:
 
 def engine_provider(model: Model, prompt: Tensor) -> Provider:
     """The engine under wasmtime, one thread, strict; a file of packed weights."""
-    session, past = open_session(model), prompt.shape[1]
+    past = prompt.shape[1]
+    session = open_session(model, capacity=past + 1)
     session.prefill(prompt[0].cpu().numpy())
 
     def run(inputs: Inputs) -> Tensor:
@@ -116,24 +132,31 @@ def engine_provider(model: Model, prompt: Tensor) -> Provider:
     )
 
 
-def cases(setting: Setting) -> Iterable[Case | Absent]:
-    model, past = choose_model(setting), 64
+def make_case(setting: Setting, algebra: str, past: int) -> Case:
+    """One token of the model of this algebra."""
+    model = choose_model(setting, algebra)
     prompt = model.draw(7, 1, past)
+    plain = plain_provider(model, prompt)
+    others = [one_thread(plain)] if setting.device == "cpu" and torch.get_num_threads() > 1 else []
     own = [own_provider(package, model, prompt) for package in packages(setting)]
-    missing = without_engine("decode/*")
-    if not missing:
+    if not without_engine(""):
         own.append(engine_provider(model, prompt))
-    yield from missing
-    yield Case(
+    return Case(
         op="decode",
-        name=f"decode/P{past}-C{model.n_embd}-V{model.vocabulary}",
+        name=f"decode/{algebra}/P{past}-C{model.n_embd}-V{model.vocabulary}",
         shape=model.shape(B=1, P=past),
         dtype="float32",
         work=model.work(1, dense=True, bits=32),
         fresh=lambda seed: {"ids": model.draw(seed, 1, 1)},
         check=check_token(model, prompt, 8),
-        providers=(plain_provider(model, prompt), cacheless_provider(model, prompt), *own),
+        providers=(plain, *others, cacheless_provider(model, prompt), *own),
         tokens=1,
         at_least=7,
     )
+
+
+def cases(setting: Setting) -> Iterable[Case | Absent]:
+    yield from without_engine("decode/*")
+    for algebra in ("octonion", "hadamard"):
+        yield make_case(setting, algebra, 64 if setting.quick else 128)
     yield from without_triton(setting, "decode/*")

@@ -6,9 +6,9 @@ work of T tokens: 2 multiply-adds' flops per weight and token, attention on top;
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -28,18 +28,19 @@ FLOAT_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Model:
-    """One octonion model: for walsh as it is, for plain PyTorch as dense matrices."""
+    """One model: for walsh as it is, for plain PyTorch as dense matrices."""
 
     setting: Setting
     n_layer: int
     n_head: int
     n_embd: int
     vocabulary: int
+    algebra: str = "octonion"
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """With int8 activations."""
-        return make_config(self.n_layer, self.n_head, self.n_embd, self.vocabulary)
+        return make_config(self.n_layer, self.n_head, self.n_embd, self.vocabulary, algebra=self.algebra)
 
     @cached_property
     def weights(self) -> Weights:
@@ -80,6 +81,24 @@ class Model:
         config = {**self.config, "activation_bits": bits}
         return reference.forward(ids.cpu().numpy(), self._wide, config, None, probes)
 
+    def continue_after(self, prompt: Tensor, bits: int | None) -> Callable[[Tensor, int], Any]:
+        """The definition with a cache: from ids [1, T] that follow the first ``past`` of the prompt, to logits."""
+        config = {**self.config, "activation_bits": bits}
+        sizes = (1, self.config["block_size"], self.n_head, self.n_embd // self.n_head)
+
+        @cache
+        def read() -> list[Any]:
+            caches = [reference.KVCache(*sizes) for _ in range(self.n_layer)]
+            reference.forward(prompt.cpu().numpy(), self._wide, config, caches)
+            return caches
+
+        def logits(ids: Tensor, past: int) -> Any:
+            for one in read():
+                one.truncate(np.array([past]))
+            return reference.forward(ids.cpu().numpy(), self._wide, config, read())
+
+        return logits
+
     def check_logits(self, bits: int | None, tolerance: float | None = None) -> Check:
         """Logits of the last position of one sequence, against the definition with these activations."""
         allowed = tolerance or (INT8_TOLERANCE if bits else FLOAT_TOLERANCE)
@@ -91,17 +110,29 @@ class Model:
 
         return check
 
+    @property
+    def blocks(self) -> int:
+        """Times fewer weights than the dense twin."""
+        return int(self.config["hadamard_size"]) if self.algebra == "hadamard" else 8
+
     def weights_of(self, dense: bool) -> tuple[float, float]:
         """Multiply-adds per token of the linear layers and of the head."""
-        linear = sum(math.prod(s) for s in weight_shapes(self.config).values() if len(s) == 3)
-        # Direct octonion products use each weight eight times: as many multiply-adds as the dense layer.
-        return 8.0 * linear if dense else 8.0 * linear * 30 / 64, float(self.vocabulary * self.n_embd)
+        shapes = [shape for shape in weight_shapes(self.config).values() if len(shape) == 3]
+        stored, head = float(sum(math.prod(shape) for shape in shapes)), float(self.vocabulary * self.n_embd)
+        if dense:
+            return self.blocks * stored, head
+        if self.algebra == "hadamard":
+            # An addition of a butterfly is half a multiply-add.
+            transforms = sum(0.5 * math.log2(n) * n * (outputs + inputs) for n, outputs, inputs in shapes)
+            return stored + transforms, head
+        # Direct octonion products use each weight eight times; the fast ones form 30 block products of 64.
+        return 8 * stored * 30 / 64, head
 
     def work(self, tokens: int, dense: bool, bits: float, head_bytes: int = 4, passes: int = 1) -> Work:
         """Of one pass over ``tokens``: weights of the linear layers in ``bits``, the head in ``head_bytes`` each."""
         linear, head = self.weights_of(dense=True)
         executed, _ = self.weights_of(dense)
-        stored = linear * bits / 8 / (1 if dense else 8)
+        stored = linear * bits / 8 / (1 if dense else self.blocks)
         flops = 2.0 * passes * (tokens * executed + tokens * head)
         return Work(
             flops, passes * (stored + head_bytes * head), 2.0 * passes * (tokens * linear + tokens * head), "float32"
@@ -110,15 +141,19 @@ class Model:
     def model_bytes(self, dense: bool, bits: float) -> int:
         """Bytes of the weights that a provider holds."""
         linear, head = self.weights_of(dense=True)
-        scales = sum(math.prod(s) for s in weight_shapes(self.config).values() if len(s) == 1)
-        return math.ceil(linear * bits / 8 / (1 if dense else 8) + 4 * (head + scales))
+        scales = sum(
+            math.prod(shape)
+            for name, shape in weight_shapes(self.config).items()
+            if len(shape) == 1 or name.endswith((".alpha", ".beta"))
+        )
+        return math.ceil(linear * bits / 8 / (1 if dense else self.blocks) + 4 * (head + scales))
 
 
-def choose_model(setting: Setting) -> Model:
-    """Small for a quick run; else the published 26M octonion shape."""
+def choose_model(setting: Setting, algebra: str = "octonion") -> Model:
+    """Small for a quick run; else the published shapes, of 29M (octonion) and 27M (Hadamard) parameters."""
     if setting.quick:
-        return Model(setting, 2, 8, 256, 4096)
-    return Model(setting, 8, 8, 512, 50257)
+        return Model(setting, 2, 8, 256, 4096, algebra)
+    return Model(setting, 8, 32 if algebra == "hadamard" else 8, 512, 50257, algebra)
 
 
 def move(weights: Mapping[str, Any], device: str) -> dict[str, Tensor]:

@@ -1,8 +1,9 @@
 """The same model in plain PyTorch: what somebody without hyper-complex kernels would run.
 
-Every ternary octonion layer becomes one dense matrix, signs and beta folded in, eight times the weights; attention is
-``scaled_dot_product_attention``, the cache a static buffer, the loss that of the whole logits. It computes the function
-of the model with float activations, so its outputs can be checked against the same definition.
+Every ternary layer becomes one dense matrix, signs, transforms and scales folded in, with 8 (octonion) or 32 (Hadamard)
+times the weights; attention is ``scaled_dot_product_attention``, the cache a static buffer, the loss that of the whole
+logits. It computes the function of the model with float activations, so its outputs can be checked against the same
+definition.
 """
 
 from __future__ import annotations
@@ -15,16 +16,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, rms_norm, scaled_dot_product_attention, silu
 
+from walsh.algebra import sylvester
 from walsh.kernels.torch.convolution import expand
 from walsh.reference.config import complete_config, weight_shapes
 
 Weights = dict[str, Tensor]
 
 
-def make_config(n_layer: int, n_head: int, n_embd: int, vocabulary: int, bits: int | None = 8) -> dict[str, Any]:
-    """An octonion model of this size."""
+def make_config(
+    n_layer: int, n_head: int, n_embd: int, vocabulary: int, bits: int | None = 8, algebra: str = "octonion"
+) -> dict[str, Any]:
+    """A model of this size."""
     given = {
-        "algebra": "octonion",
+        "algebra": algebra,
         "n_layer": n_layer,
         "n_head": n_head,
         "n_embd": n_embd,
@@ -36,16 +40,19 @@ def make_config(n_layer: int, n_head: int, n_embd: int, vocabulary: int, bits: i
 
 
 def make_weights(config: Mapping[str, Any], seed: int, device: str) -> Weights:
-    """Weights whose signal neither grows nor vanishes: ternary codes (float32), beta = 1 / sqrt(2/3 fan-in)."""
+    """Weights whose signal neither grows nor vanishes: ternary codes (float32), beta = 1 / sqrt(2/3 fan-in), alpha = 1.
+
+    Each output of a Cayley-Dickson layer sums over all D K inputs, each block of a Hadamard layer over its own K.
+    """
     random = torch.Generator().manual_seed(seed)
     weights = {}
     for name, shape in weight_shapes(config).items():
         if name.endswith(".beta"):
-            _, _, k = weight_shapes(config)[name.removesuffix(".beta") + ".weight"]
-            value = torch.full(shape, (2 / 3 * 8 * k) ** -0.5)
+            d, _, k = weight_shapes(config)[name.removesuffix(".beta") + ".weight"]
+            value = torch.full(shape, (2 / 3 * k * (1 if config["algebra"] == "hadamard" else d)) ** -0.5)
         elif len(shape) == 3:
             value = torch.randint(-1, 2, shape, generator=random).float()
-        elif len(shape) == 1:
+        elif len(shape) == 1 or name.endswith(".alpha"):
             value = torch.ones(shape)
         else:
             value = torch.randn(shape, generator=random) * 0.5
@@ -59,16 +66,24 @@ def as_codes(weights: Weights) -> Weights:
 
 
 def densify(weights: Weights) -> Weights:
-    """One dense matrix [D*N, D*K] per linear layer, beta folded in; everything else as it is."""
+    """One dense matrix [D*N, D*K] per linear layer, alpha and beta folded in; everything else as it is."""
     dense = {}
     for name, w in weights.items():
-        if name.endswith(".beta"):
+        if name.endswith((".alpha", ".beta")):
             continue
         if w.ndim == 3:
-            beta = weights[name.removesuffix(".weight") + ".beta"]
-            w = expand(w) * beta.repeat(w.shape[0])[:, None]
+            layer = name.removesuffix(".weight")
+            alpha, beta = weights.get(f"{layer}.alpha"), weights[f"{layer}.beta"]
+            w = expand(w) * beta.repeat(w.shape[0])[:, None] if alpha is None else expand_hadamard(w, alpha, beta)
         dense[name] = w
     return dense
+
+
+def expand_hadamard(w: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+    """Beta (H (x) I) diag(w_1 ... w_n) (H (x) I) alpha as one matrix [n*N, n*K], H orthonormal."""
+    n = w.shape[0]
+    h = torch.tensor(sylvester(n).tolist(), dtype=w.dtype, device=w.device) / n**0.5
+    return torch.einsum("aj,ag,gji,gh,hi->ajhi", beta, h, w, h, alpha).reshape(beta.numel(), alpha.numel())
 
 
 @dataclass
