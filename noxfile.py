@@ -45,7 +45,7 @@ nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_existing_virtualenvs = True
 nox.options.error_on_missing_interpreters = True
-nox.options.sessions = ["lint", "conformance", "wasm", "triton", "compile", "mutants", "tests"]
+nox.options.sessions = ["lint", "conformance", "wasm", "triton", "compile", "counts", "mutants", "tests"]
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """Parallel test processes share the cores; a pool of threads in each would only fight over them."""
@@ -105,6 +105,13 @@ def compile_kernels(session: nox.Session) -> None:
     """Compile the Triton kernels for NVIDIA sm_80, sm_90, sm_100 and AMD gfx942; no GPU is needed. --full: all."""
     install(session, "triton")
     session.run("python", "-m", "walsh.kernels.triton.compile", *session.posargs)
+
+
+@nox.session
+def counts(session: nox.Session) -> None:
+    """Exact counts against the committed ones, both ways: instructions, bytes, launches, allocations; no timing."""
+    install(session, "ic,report,train,triton")
+    session.run("walsh", "bench", "counts", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
