@@ -183,9 +183,6 @@ def speed_over_size(points: Sequence[Mapping[str, Any]], name: str, caption: str
                       color=COLOURS[0] if measured else MUTED, fillstyle=fill,
                       label="measured in this report" if measured else "as published, not measured here",
                       )  # fmt: skip  # options read best as a list
-        for i, point in enumerate(sorted(points, key=lambda p: (p["bytes"], p["tokens_per_second"]))):
-            axes.annotate(point["label"], (point["bytes"], point["tokens_per_second"]), fontsize=7.5,
-                          xytext=(5, 4 if i % 2 else -9), textcoords="offset points")  # fmt: skip  # one call
         axes.set(xscale="log", yscale="log")
         axes.margins(x=0.25, y=0.2)
         for axis, unit in ((axes.xaxis, "B"), (axes.yaxis, "")):
@@ -194,5 +191,18 @@ def speed_over_size(points: Sequence[Mapping[str, Any]], name: str, caption: str
             axis.set_minor_locator(NullLocator())
         axes.set_xlabel("size of the model")
         axes.set_ylabel("tokens per second")
+        _label_apart(axes, points)
         axes.legend(loc="best")
         return _render(figure, name, caption)
+
+
+def _label_apart(axes: Any, points: Sequence[Mapping[str, Any]], height: float = 11.0) -> None:
+    """Name every point to its right; of neighbours the upper ones move up until no two names overlap."""
+    placed: list[tuple[float, float]] = []
+    for point in sorted(points, key=lambda p: (p["tokens_per_second"], p["bytes"])):
+        x, y = axes.transData.transform((point["bytes"], point["tokens_per_second"])) * 72 / axes.figure.dpi
+        near = [above for left, above in placed if abs(left - x) < 150]
+        level = max([y - 4, *(above + height for above in near if above + height > y - 4)])
+        placed.append((x, level))
+        axes.annotate(point["label"], (point["bytes"], point["tokens_per_second"]), fontsize=7.5,
+                      xytext=(6, level - y), textcoords="offset points")  # fmt: skip  # one call

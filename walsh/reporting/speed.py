@@ -120,7 +120,8 @@ def speed_and_size(material: Material, claims: ClaimFile) -> Section:
     for stored in material.stored:
         for row in stored.run.rows:
             if row["op"] == "decode" and row["model_bytes"] and row["tokens_per_second"]:
-                label = row["provider"] if len(material.stored) == 1 else f"{row['provider']}, {stored.name}"
+                model = row["case"].split("/")[1:-1]
+                label = ", ".join([row["provider"], *model, *([stored.name] if len(material.stored) > 1 else [])])
                 points.append(
                     {
                         "label": label,
