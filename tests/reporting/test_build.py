@@ -14,7 +14,7 @@ from walsh.errors import FormatError
 from walsh.measure.rows import read_run, write_run
 from walsh.reporting import plots
 from walsh.reporting.build import OUTPUTS, build
-from walsh.reporting.claims import counterpart, load_claims
+from walsh.reporting.claims import Claim, counterpart, load_claims
 from walsh.reporting.frame import to_frame
 from walsh.reporting.inputs import read_material
 from walsh.reporting.readme import refresh
@@ -73,13 +73,22 @@ def test_claims_stand_beside_their_counterpart_or_a_reason(stored, tmp_path):
     assert "64 matmuls: 0.50 times" in counterpart(six, runs)
     assert "40 against 100: -60 %" in counterpart(memory, runs)
     assert counterpart(loss, runs) == "not measured here: needs training"
+    paired = [
+        {"variant": name, "seed": seed, "bits_per_byte": loss}
+        for name, losses in (("with", (1.9, 1.8)), ("without", (2.0, 2.0, 2.0)))
+        for seed, loss in enumerate(losses)
+    ]
+    mixer = Claim("a", "b", "c", "d", ablation="folder", variant="with", variant_without="without")
+    found = counterpart(mixer, runs, {"folder": paired})
+    assert found.startswith("1.850 against 2.000 bits a byte: -7.5 % (-10.0 to -5.0 % in 2 paired seeds")
+    assert counterpart(mixer, runs) == "not measured here: no such ablation is stored"
     assert counterpart(six, [("none", make_run([]))]).startswith("not measured here")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (CLAIM, "no case, no count and no reason"),
+        (CLAIM, "no case, no count, no ablation and no reason"),
         ('[[claim]]\nid = "a"\nclam = "b"\n', "unknown keys"),
         (
             '[[claim]]\nid = "a"\nclaim = "b"\nagainst = "c"\ncommand = "d"\ncase = "e"\nfigure = "speed"\n',

@@ -217,6 +217,14 @@ def test_variants_are_brought_to_one_cost(work: Path, match: str) -> None:
     assert models["dense ternary"].ternary
 
 
+def test_at_equal_width_only_what_a_variant_names_differs(work: Path) -> None:
+    (work / "compare.toml").write_text(ABLATION, encoding="utf-8")
+    config, base = load_ablation(work / "compare.toml")
+    models = size_variants(config.model_copy(update={"match": "width"}), base, 257)
+    assert {model.n_embd for model in models.values()} == {32}
+    assert len({COSTS["bytes"](model) for model in models.values()}) > 1
+
+
 def test_ablate_runs_pairs_and_reports(work: Path) -> None:
     (work / "compare.toml").write_text(ABLATION, encoding="utf-8")
     out = work / "runs" / "compare"

@@ -13,7 +13,9 @@ from walsh.suite.display import make_console
 @click.command()
 @click.argument("config", default="ablation")
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Folder [runs/CONFIG-MATCH].")
-@click.option("--match", type=click.Choice(["parameters", "bytes", "flops"]), help="Equal what [the configuration's].")
+@click.option(
+    "--match", type=click.Choice(["parameters", "bytes", "flops", "width"]), help="Equal what [the configuration's]."
+)
 @click.option("--seeds", type=click.IntRange(min=1), help="Take the first so many seeds.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change the base. Repeatable.")
 @click.option("--plan", is_flag=True, help="Print the sizes and train nothing.")

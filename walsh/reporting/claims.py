@@ -1,7 +1,8 @@
 """Published figures of the field beside what is measured here, from one data file.
 
 ``bench/claims.toml`` holds one table per claim: what was said, what it was measured against as far as that is known,
-and either the row that is its honest counterpart (case pattern, provider, figure) or the reason why there is none.
+and either what is its honest counterpart here (a row: case pattern, provider, figure; an exact count; two variants of a
+stored ablation) or the reason why there is none.
 """
 
 from __future__ import annotations
@@ -26,12 +27,19 @@ FIGURES = {
 }
 """How the figure of a row is written."""
 
-_CLAIM_KEYS = {"id", "claim", "against", "case", "provider", "figure", "count", "relative_to", "reason", "command"}
+_CLAIM_KEYS = {"id", "claim", "against", "case", "provider", "figure", "count", "relative_to", "ablation", "variant",
+               "variant_without", "reason", "command"}  # fmt: skip  # one list, not a column
+
+
+Ablations = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Runs of stored ablations by the name of their folder."""
+
+NONE: Ablations = {}
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One published figure; ``case`` or ``count`` or ``reason`` says what stands beside it."""
+    """One published figure; ``case``, ``count``, ``ablation`` or ``reason`` says what stands beside it."""
 
     id: str
     claim: str
@@ -42,6 +50,9 @@ class Claim:
     figure: str = ""
     count: str = ""
     relative_to: str = ""
+    ablation: str = ""
+    variant: str = ""
+    variant_without: str = ""
     reason: str = ""
 
 
@@ -69,8 +80,8 @@ def load_claims(path: Path) -> ClaimFile:
         if unknown:
             raise FormatError(f"{path.name}: claim {entry.get('id')!r} has unknown keys {sorted(unknown)}")
         claim = Claim(**entry)
-        if not (claim.case or claim.count or claim.reason):
-            raise FormatError(f"{path.name}: claim {claim.id!r} has no case, no count and no reason")
+        if not (claim.case or claim.count or claim.ablation or claim.reason):
+            raise FormatError(f"{path.name}: claim {claim.id!r} has no case, no count, no ablation and no reason")
         if claim.case and claim.figure not in FIGURES:
             raise FormatError(f"{path.name}: claim {claim.id!r}: figure {claim.figure!r}, expected one of {[*FIGURES]}")
         claims.append(claim)
@@ -107,10 +118,29 @@ def _of_count(claim: Claim, run: Run) -> list[str]:
     return found
 
 
-def counterpart(claim: Claim, runs: Iterable[tuple[str, Run]]) -> str:
+def _of_ablation(claim: Claim, ablations: Ablations) -> str:
+    """Held-out losses of two variants, means over the seeds that both have, and the change of each seed."""
+    with_, without = (
+        {run["seed"]: run["bits_per_byte"] for run in ablations.get(claim.ablation, ()) if run["variant"] == name}
+        for name in (claim.variant, claim.variant_without)
+    )
+    seeds = sorted(set(with_) & set(without))
+    if not seeds:
+        return "not measured here: no such ablation is stored"
+    changes = [100 * (with_[seed] / without[seed] - 1) for seed in seeds]
+    means = [sum(side[seed] for seed in seeds) / len(seeds) for side in (with_, without)]
+    return (
+        f"{means[0]:.3f} against {means[1]:.3f} bits a byte: {100 * (means[0] / means[1] - 1):+.1f} % "
+        f"({min(changes):+.1f} to {max(changes):+.1f} % in {len(seeds)} paired seeds; reports/{claim.ablation})"
+    )
+
+
+def counterpart(claim: Claim, runs: Iterable[tuple[str, Run]], ablations: Ablations = NONE) -> str:
     """What was measured here, by machine, or why nothing was."""
     if claim.reason:
         return f"not measured here: {claim.reason}"
+    if claim.ablation:
+        return _of_ablation(claim, ablations)
     parts = []
     for _, run in runs:
         found = _of_row(claim, run) if claim.case else _of_count(claim, run)
@@ -119,7 +149,7 @@ def counterpart(claim: Claim, runs: Iterable[tuple[str, Run]]) -> str:
     return ". ".join(parts) if parts else "not measured here: the stored runs hold no such row"
 
 
-def claims_table(claims: Sequence[Claim], runs: Sequence[tuple[str, Run]]) -> Table:
+def claims_table(claims: Sequence[Claim], runs: Sequence[tuple[str, Run]], ablations: Ablations = NONE) -> Table:
     """One row for each published figure."""
-    rows = [(c.claim, c.against, counterpart(c, runs), c.command) for c in claims]
+    rows = [(c.claim, c.against, counterpart(c, runs, ablations), c.command) for c in claims]
     return make_table("", ("published", "measured against", "here", "command"), rows)

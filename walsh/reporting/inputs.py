@@ -5,6 +5,7 @@ reports/<machine>/previous.jsonl       the run before it (optional)
 reports/<machine>/conformance.jsonl    of ``walsh conformance`` (optional)
 reports/<machine>/teeth.json           of ``python -m bench.teeth`` (optional)
 reports/deep/kill-matrix.json          of ``walsh mutants``, kept by deep runs (optional)
+reports/<name>/results.jsonl           of ``walsh ablate`` (optional)
 reports/training/<name>/metrics.jsonl  of ``walsh train`` (optional)
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class Material:
     stored: tuple[Stored, ...]
     kills: Mapping[str, Any] | None
     training: Mapping[str, tuple[Mapping[str, Any], ...]]
+    ablations: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
 
     @property
     def runs(self) -> list[tuple[str, Run]]:
@@ -72,7 +74,10 @@ def read_material(root: Path) -> Material:
     if not stored:
         raise FormatError(f"{root.name}: holds no */rows.jsonl; `walsh bench --store NAME` makes one")
     kills = root / "deep" / "kill-matrix.json"
-    training = {}
-    for path in sorted(root.glob("training/*/metrics.jsonl")):
-        training[path.parent.name] = tuple(json.loads(line) for line in path.read_text("utf-8").splitlines())
-    return Material(stored, json.loads(kills.read_text("utf-8")) if kills.exists() else None, training)
+    training = {path.parent.name: _read_lines(path) for path in sorted(root.glob("training/*/metrics.jsonl"))}
+    ablations = {path.parent.name: _read_lines(path) for path in sorted(root.glob("*/results.jsonl"))}
+    return Material(stored, json.loads(kills.read_text("utf-8")) if kills.exists() else None, training, ablations)
+
+
+def _read_lines(path: Path) -> tuple[Mapping[str, Any], ...]:
+    return tuple(json.loads(line) for line in path.read_text("utf-8").splitlines())

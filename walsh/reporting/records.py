@@ -62,7 +62,7 @@ def training(material: Material) -> Section:
 
 def published(material: Material, claims: ClaimFile) -> Section:
     """Figures of the field beside ours."""
-    return Section("claims", "Published figures", (claims_table(claims.claims, material.runs),))
+    return Section("claims", "Published figures", (claims_table(claims.claims, material.runs, material.ablations),))
 
 
 def raw_rows(material: Material) -> Section:

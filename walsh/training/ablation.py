@@ -1,7 +1,8 @@
 """Fair comparisons: variants of one model, brought to one budget, trained on the same batches from several seeds.
 
 A variant changes keys of the base model. Its width and feed-forward are then chosen so that it costs what the baseline
-costs: parameters, packed bytes, or multiplications per token. Seeds pair the runs: seed s gives every variant the same
+costs: parameters, packed bytes, or multiplications per token. At equal width nothing is brought to anything: the same
+model with and without a part. Seeds pair the runs: seed s gives every variant the same
 batches in the same order, so differences between variants are taken within seeds.
 
     difference_s = loss(variant, s) - loss(baseline, s),   interval = mean +- t_{n-1} * std / sqrt(n)
@@ -63,7 +64,7 @@ class AblationConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     base: str
-    match: Literal["parameters", "bytes", "flops"]
+    match: Literal["parameters", "bytes", "flops", "width"]
     seeds: list[int] = Field(min_length=1)
     baseline: str
     variants: dict[str, dict[str, Any]] = Field(min_length=2)
@@ -144,17 +145,19 @@ def load_ablation(path: Path, overrides: Sequence[str] = ()) -> tuple[AblationCo
 
 
 def size_variants(config: AblationConfig, base: TrainingConfig, vocab_size: int) -> dict[str, WalshConfig]:
-    """The model of every variant, at the cost of the baseline's.
+    """The model of every variant, at the cost of the baseline's, or at the widths of the base.
 
     Raises:
         ParameterError: a variant that is wrong, or cannot come within 5 % of the budget.
     """
-    cost = COSTS[config.match]
 
     def make(name: str, **widths: int) -> WalshConfig:
         model = {**base.model, **config.variants[name], **widths}
         return base.model_copy(update={"model": model}).make_model_config(vocab_size)
 
+    if config.match == "width":
+        return {name: make(name) for name in config.variants}
+    cost = COSTS[config.match]
     budget = cost(make(config.baseline))
     return {name: make(name) if name == config.baseline else _fit(name, make, cost, budget) for name in config.variants}
 
