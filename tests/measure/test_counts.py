@@ -5,6 +5,7 @@ import torch
 
 from tests.measure.conftest import make_case
 from walsh.errors import FormatError
+from walsh.kernels._operation import Operation
 from walsh.measure.case import Provider
 from walsh.measure.counts import (
     ACCEPT,
@@ -31,6 +32,18 @@ def test_calls_storages_and_the_peak_are_counted():
     assert (mode.calls, mode.allocations) == (4, 3)
     assert mode.allocated == 4000 + 3960 + 40
     assert mode.peak == 4000 + 3960
+
+
+def test_an_operation_of_ours_counts_as_what_runs_inside_it():
+    def double_and_add(x: torch.Tensor) -> torch.Tensor:
+        return x * 2 + 1
+
+    operation = Operation("walsh_test", "double_and_add", double_and_add, torch.empty_like)
+    x = torch.ones(10)
+    with CountingMode([x]) as mode:
+        y = operation(x)
+    assert (y == 3).all()
+    assert (mode.calls, mode.allocations, mode.allocated, mode.peak) == (2, 2, 80, 80)
 
 
 def test_the_first_call_is_not_counted_since_it_may_fill_tables():

@@ -13,6 +13,9 @@ from typing import Any
 
 import torch
 
+IMPLEMENTATIONS: dict[Any, Callable[..., Any]] = {}
+"""The function behind each overload, for those who must see what an operation does inside."""
+
 
 class Operation:
     """A function of tensors that PyTorch knows by name, called like the function.
@@ -49,6 +52,7 @@ class Operation:
         if not mutates:
             torch.library.register_autograd(self.name, self._differentiate, setup_context=self._keep)
         self.overload: Any = getattr(getattr(torch.ops, namespace), name).default
+        IMPLEMENTATIONS[self.overload] = implementation
 
     @property
     def differentiable(self) -> bool:

@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from walsh.errors import FormatError
+from walsh.kernels._operation import IMPLEMENTATIONS
 from walsh.measure.case import Case, Provider
 from walsh.suite.schema import dump_canonical, load_canonical
 
@@ -59,9 +60,13 @@ class CountingMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # PyTor
         return new
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one framework call and see what it made."""
+        """Run one framework call and see what it made; an operation of ours counts as what runs inside it."""
         self._remember((args, kwargs))
         self._alive = {key: size for key, size in self._alive.items() if not self._seen[key].expired()}
+        inside = IMPLEMENTATIONS.get(func)
+        if inside is not None:
+            with self:
+                return inside(*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
         # A view computes nothing: its result shares the storage of an argument, and the operator says so.
         if not func.is_view:
