@@ -1,13 +1,15 @@
-"""Random mutations of the definitions, the codec and the suite itself: are they noticed? ``nox -s mutation``.
+"""Random mutations of the definitions, the codec and the suite itself: are they noticed?
 
 The registry (``walsh mutants``) holds mistakes that people make. Here cosmic-ray (https://cosmic-ray.readthedocs.io)
 changes operators, numbers and conditions anywhere, a sample is drawn per file, and the quickest check that ought to
 notice is run on a copy of the tree. Prints each survivor and the score, and fails below ``FLOOR``.
 
     python tests/mutation/run.py [--sample N] [--seed SEED] [--only PART] [--json PATH] [--markdown PATH]
+    nox -s deep -- --part mutation          ten of each file, other ones each day, kept in reports/deep
 
-A file whose check fails without any mutation is named and not counted; ``--json`` is written after every file, so that
-an interrupted run leaves what it found.
+A file whose check fails without any mutation is named and not counted. ``--json`` and ``--markdown`` are written after
+every file; files that are not run this time keep what they came to, with the date and the seed of then, so that a long
+campaign can be run in pieces and an interrupted one leaves what it found.
 """
 
 from __future__ import annotations
@@ -21,7 +23,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,13 +43,21 @@ NAMED = {
 }
 """What tests of an op are called, where not by its name."""
 
+STRICT = ("activations", "attention", "cayley_dickson", "embedding", "hadamard", "head_mixer", "kv_cache", "rms_norm",
+          "rope", "swiglu")  # fmt: skip  # one list, not a column
+
 TARGETS = {
     **{
         f"walsh/reference/{op}.py": f"{VECTORS} --op {op} && {PYTEST} tests/test_reference.py -k '{NAMED.get(op, op)}'"
-        for op in ("ternary", "activations", "hadamard", "head_mixer", "rms_norm", "rope", "attention", "swiglu",
-                   "embedding", "cross_entropy", "bitmask", "kv_cache")
+        for op in ("ternary", "activations", "cayley_dickson", "hadamard", "head_mixer", "rms_norm", "rope",
+                   "attention", "swiglu", "embedding", "cross_entropy", "bitmask", "kv_cache")
     },
+    "walsh/reference/_model.py": f"{VECTORS} --op forward && {PYTEST} tests/test_reference_forward.py",
+    "walsh/reference/forward.py": f"{VECTORS} --op forward && {PYTEST} tests/test_reference_forward.py",
     "walsh/reference/strict/_arithmetic.py": f"{VECTORS} --lane strict --op swiglu --op rope --op attention",
+    **{f"walsh/reference/strict/{op}.py": f"{VECTORS} --lane strict --op {op}" for op in STRICT},
+    "walsh/reference/strict/sampling.py": f"{VECTORS} --op sampling",
+    "walsh/reference/strict/forward.py": f"{VECTORS} --op forward",
     "walsh/suite/comparer.py": f"{PYTEST} tests/suite/test_comparer.py",
     "walsh/suite/guard.py": f"{PYTEST} tests/mutation tests/suite/test_runner.py tests/suite/test_cheats.py",
     "walsh/suite/runner.py": f"{PYTEST} tests/suite/test_runner.py tests/suite/test_cheats.py",
@@ -56,20 +65,26 @@ TARGETS = {
     "walsh/suite/tensors.py": f"{PYTEST} tests/mutation tests/suite/test_tensors.py",
     "walsh/suite/vectors.py": f"{PYTEST} tests/suite/test_vectors.py",
     "walsh/suite/policy.py": f"{PYTEST} tests/suite/test_runner.py -k policy",
+    **{
+        f"walsh/codec/{name}.py": f"{PYTEST} {tests}"
+        for name, tests in {
+            "fuzz": "tests/codec/test_fuzz.py",
+            "layout": "tests/test_codec.py",
+            "loss": "tests/codec/test_loss.py",
+            "measure": "tests/codec/test_commands.py",
+            "packings": "tests/test_codec.py",
+            "reader": "tests/test_codec.py tests/codec/test_fuzz.py",
+            "report": "tests/codec/test_commands.py",
+            "rows": "tests/test_codec.py",
+            "same_tokens": "tests/model/test_same_tokens.py",
+            "sources": "tests/codec/test_sources.py tests/codec/test_commands.py",
+            "spin": "tests/codec/test_sources.py tests/test_codec.py",
+            "tokenizer": "tests/test_codec.py tests/codec/test_commands.py",
+            "writer": "tests/test_codec.py tests/codec/test_commands.py",
+        }.items()
+    },
 }  # fmt: skip  # a table
 """File: the command that must fail when it is mutated."""
-
-
-def targets() -> dict[str, str]:
-    """The table above, and the codec's files; those that git does not know yet are somebody's unfinished work."""
-    known = subprocess.run(["git", "ls-files", "walsh/codec"], cwd=ROOT, capture_output=True, text=True, check=False)
-    codec = {
-        path.relative_to(ROOT).as_posix(): f"{PYTEST} tests/test_codec.py"
-        for path in sorted((ROOT / "walsh" / "codec").glob("*.py"))
-        if path.name != "__init__.py"
-        and (known.returncode or path.relative_to(ROOT).as_posix() in known.stdout.splitlines())
-    }
-    return {**TARGETS, **codec}
 
 
 def idle_spans(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
@@ -130,50 +145,45 @@ def part_of(target: str) -> str:
     return target.split("/")[1]
 
 
-def summarise(results: dict[str, dict[str, Any]], sample: int, seed: str, seconds: float) -> dict[str, Any]:
-    """The report: totals, the score of each part, and what survived in each file."""
+def summarise(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The report: totals, the score of each part, and what survived in each file, in the order of the table."""
+    files = {target: results[target] for target in TARGETS if target in results}
     parts: dict[str, dict[str, Any]] = {}
-    for target, result in results.items():
+    for target, result in files.items():
         part = parts.setdefault(part_of(target), {"total": 0, "noticed": 0})
         part["total"] += result["total"]
         part["noticed"] += result["total"] - len(result["survivors"])
     for part in [*parts.values()]:
         part["score"] = part["noticed"] / part["total"] if part["total"] else 0.0
     total, noticed = (sum(part[name] for part in parts.values()) for name in ("total", "noticed"))
-    return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "seed": seed,
-        "sample_per_file": sample,
-        "seconds": round(seconds),
-        "total": total,
-        "noticed": noticed,
-        "score": noticed / total if total else 0.0,
-        "parts": parts,
-        "files": results,
-    }
+    missing = [target for target in TARGETS if target not in files or "not_run" in files[target]]
+    score = noticed / total if total else 0.0
+    return {"total": total, "noticed": noticed, "score": score, "parts": parts, "files": files, "not_run": missing}
 
 
 def to_markdown(report: dict[str, Any]) -> str:
     """The report as a page."""
+    missing = report["not_run"]
     lines = [
         "# Mutation score",
         "",
         f"{report['noticed']} of {report['total']} random mutations noticed ({100 * report['score']:.1f} %).",
-        f"{report['date']}: at most {report['sample_per_file']} per file, by seed `{report['seed']}`.",
+        f"{len(TARGETS) - len(missing)} of {len(TARGETS)} files were searched.",
         "",
         "Made by `python tests/mutation/run.py`: cosmic-ray changes operators, numbers and conditions anywhere",
-        "but in a `raise` or an annotation. A survivor is a mutation that the check of its file did not notice;",
-        "some change nothing that can be observed.",
+        "but in a `raise` or an annotation, and a sample is drawn per file. A survivor is a mutation that the check of",
+        "its file did not notice; some change nothing that can be observed.",
         "",
         "| part | mutations | noticed | score |",
         "|---|---:|---:|---:|",
     ]
     for name, part in report["parts"].items():
         lines.append(f"| {name} | {part['total']} | {part['noticed']} | {100 * part['score']:.1f} % |")
-    lines += ["", "| file | mutations | noticed |", "|---|---:|---:|"]
+    lines += ["", "| file | mutations | noticed | date | seed |", "|---|---:|---:|---|---|"]
     for name, result in report["files"].items():
         note = f"not run: {result['not_run']}" if "not_run" in result else result["total"] - len(result["survivors"])
-        lines.append(f"| `{name}` | {result['total']} | {note} |")
+        lines.append(f"| `{name}` | {result['total']} | {note} | {result['date']} | `{result['seed']}` |")
+    lines += [f"| `{name}` | | not run | | |" for name in missing if name not in report["files"]]
     lines += ["", "## Survivors"]
     for name, result in report["files"].items():
         if result["survivors"]:
@@ -183,43 +193,60 @@ def to_markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def earlier(path: Path | None) -> dict[str, dict[str, Any]]:
+    """What files came to in runs before this one."""
+    if path is None or not path.is_file():
+        return {}
+    files: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8"))["files"]
+    return files
+
+
 def main() -> int:
     """Parse, copy, run, tell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sample", type=int, default=10, help="mutations per file")
     parser.add_argument("--seed", default="walsh")
-    parser.add_argument("--only", default="", help="files whose path holds this")
+    parser.add_argument("--only", action="append", default=[], help="files whose path holds this; repeatable")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     given = parser.parse_args()
     given.json, given.markdown = (path and path.resolve() for path in (given.json, given.markdown))
-    chosen = {target: command for target, command in targets().items() if given.only in target}
-    started, results = time.monotonic(), {}
-    report = summarise(results, given.sample, given.seed, 0.0)
+    chosen = {
+        target: command
+        for target, command in TARGETS.items()
+        if not given.only or any(part in target for part in given.only)
+    }
+    if not chosen:
+        parser.error(f"--only {' '.join(given.only)}: no such file; there are {', '.join(TARGETS)}")
+    results = earlier(given.json)
+    ran_now: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         copy_tree(folder)
         os.chdir(folder)
         os.environ |= {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path[1:]]), "OMP_NUM_THREADS": "1"}
         for target, command in chosen.items():
+            stamp = {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "seed": given.seed, "sample": given.sample}
             clean = subprocess.run(command, shell=True, capture_output=True, check=False)
             if clean.returncode:
-                results[target] = {"total": 0, "survivors": [], "not_run": "its check fails without any mutation"}
+                outcome = {"total": 0, "survivors": [], "not_run": "its check fails without any mutation"}
                 print(f"{target}: fails without any mutation: {command}", file=sys.stderr, flush=True)
-                continue
-            ran, lost = mutate(folder, target, command, given.sample, given.seed)
-            results[target] = {"total": ran, "survivors": [changed_lines(diff) for diff in lost]}
-            print(f"{target}: {ran - len(lost)} of {ran} noticed", flush=True)
-            print("\n".join(results[target]["survivors"]), flush=True)
-            report = summarise(results, given.sample, given.seed, time.monotonic() - started)
+            else:
+                ran, lost = mutate(folder, target, command, given.sample, given.seed)
+                outcome = {"total": ran, "survivors": [changed_lines(diff) for diff in lost]}
+                print(f"{target}: {ran - len(lost)} of {ran} noticed", flush=True)
+                print("\n".join(outcome["survivors"]), flush=True)
+            results[target] = ran_now[target] = outcome | stamp
+            report = summarise(results)
             if given.json:
                 given.json.write_text(json.dumps(report, indent=1) + "\n")
             if given.markdown:
                 given.markdown.write_text(to_markdown(report))
         os.chdir(ROOT)
-    print(f"{report['noticed']} of {report['total']} noticed, {100 * report['score']:.1f} %")
-    unfinished = any("not_run" in result for result in results.values())
-    return 0 if report["score"] >= FLOOR and not unfinished else 1
+    now = summarise(ran_now)
+    print(f"{now['noticed']} of {now['total']} noticed, {100 * now['score']:.1f} %")
+    unfinished = any("not_run" in result for result in ran_now.values())
+    return 0 if now["score"] >= FLOOR and not unfinished else 1
 
 
 if __name__ == "__main__":

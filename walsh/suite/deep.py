@@ -76,7 +76,7 @@ def _kills(name: str) -> Callable[[Path, str], Totals]:
 def _mutation(out: Path, _: str) -> Totals:
     document = json.loads((out / "mutation.json").read_text("utf-8"))
     parts = {name: f"{part['noticed']} of {part['total']}" for name, part in document["parts"].items()}
-    return {"mutations": document["total"], "noticed": document["noticed"], "seed": document["seed"], **parts}
+    return {"mutations": document["total"], "noticed": document["noticed"], **parts}
 
 
 def _fuzz(_: Path, printed: str) -> Totals:
@@ -133,7 +133,7 @@ def parts() -> tuple[Part, ...]:
     """All parts, quick and telling ones first."""
     deep = {"HYPOTHESIS_PROFILE": "deep"}
     properties = ("-m", "pytest", "tests/properties", "-q", "-p", "no:cacheprovider")
-    mutation = ("tests/mutation/run.py", "--sample", "25", "--seed", "{date}", "--json", "{out}/mutation.json")
+    mutation = ("tests/mutation/run.py", "--sample", "10", "--seed", "{date}", "--json", "{out}/mutation.json")
     return (
         _search("fuzz", "fuzzing of reference and PyTorch", ("reference", "torch"), (), "torch"),
         _search("fuzz-engine", "fuzzing of PyTorch and the engine", ("torch", "wasm"), _engine_calls(), "wasm"),
