@@ -1,12 +1,15 @@
 """One more token, batch 1, over a cache of P tokens, against the same weights as dense matrices in plain PyTorch.
 
 limit: weights and head are read once per token
+
+llama.cpp on these dense matrices is a peer where it is installed, with the tolerances of its formats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,14 +17,15 @@ import torch
 from torch import Tensor
 
 from walsh import reference
-from walsh.measure.case import Absent, Case, Inputs, Provider, Setting
+from walsh.measure import llama_cpp
+from walsh.measure.case import Absent, Case, Check, Inputs, Provider, Setting
 from walsh.measure.checks import share
 from walsh.measure.engine import BACKEND, open_session, pack_model, without_engine
 from walsh.measure.kernels import packages, without_triton
 from walsh.measure.models import FLOAT_TOLERANCE, INT8_TOLERANCE, Model, choose_model
 
 
-def plain_provider(model: Model, prompt: Tensor) -> Provider:
+def plain_provider(model: Model, prompt: Tensor, check: Check) -> Provider:
     """PyTorch's own choice of threads."""
     cache = model.plain.make_cache(1, prompt.shape[1] + 1)
     model.plain(prompt, cache)
@@ -33,7 +37,7 @@ def plain_provider(model: Model, prompt: Tensor) -> Provider:
     return Provider(
         "plain PyTorch float32",
         run,
-        check=check_token(model, prompt, None),
+        check=check,
         model_bytes=model.model_bytes(dense=True, bits=32),
     )
 
@@ -53,26 +57,30 @@ def one_thread(provider: Provider) -> Provider:
     return replace(provider, name=f"{provider.name}, one thread", run=run, model_bytes=None)
 
 
-def cacheless_provider(model: Model, prompt: Tensor) -> Provider:
+def cacheless_provider(model: Model, prompt: Tensor, check: Check) -> Provider:
     """The whole prefix again for every token: what a published gain by a cache is measured against."""
     tokens = prompt.shape[1] + 1
     return Provider(
         "plain PyTorch without a cache",
         lambda i: model.plain(torch.cat([prompt, i["ids"]], 1)),
         work=model.work(tokens, dense=True, bits=32),
-        check=check_token(model, prompt, None),
+        check=check,
         model_bytes=model.model_bytes(dense=True, bits=32),
     )
 
 
-def check_token(model: Model, prompt: Tensor, bits: int | None) -> Any:
-    """Logits of the new token against the definition, which reads the prompt once and keeps its cache."""
+def token_checks(model: Model, prompt: Tensor, bits: int | None) -> Callable[[float], Check]:
+    """Checks, by tolerance, of the new token's logits against the definition, which reads prompt and token once."""
     past, logits = prompt.shape[1], model.continue_after(prompt, bits)
 
-    def check(inputs: Inputs, output: Tensor, _: int) -> float:
-        return share(output[0, -1], logits(inputs["ids"], past)[0, -1], INT8_TOLERANCE if bits else FLOAT_TOLERANCE)
+    @lru_cache(maxsize=1)
+    def expect(token: int) -> Any:
+        return logits(prompt.new_tensor([[token]]), past)[0, -1]
 
-    return check
+    def checks(tolerance: float) -> Check:
+        return lambda inputs, output, _: share(output[0, -1], expect(int(inputs["ids"])), tolerance)
+
+    return checks
 
 
 def check_strict(model: Model, prompt: Tensor) -> Any:
@@ -133,31 +141,37 @@ def engine_provider(model: Model, prompt: Tensor) -> Provider:
     )
 
 
-def make_case(setting: Setting, algebra: str, past: int) -> Case:
-    """One token of the model of this algebra."""
+def make_case(setting: Setting, algebra: str, past: int) -> Iterable[Case | Absent]:
+    """One token of the model of this algebra, and the peers that refused it."""
     model = choose_model(setting, algebra)
+    name = f"decode/{algebra}/P{past}-C{model.n_embd}-V{model.vocabulary}"
     prompt = model.draw(7, 1, past)
-    plain = plain_provider(model, prompt)
-    others = [one_thread(plain)] if setting.device == "cpu" and torch.get_num_threads() > 1 else []
+    checks = token_checks(model, prompt, None)
+    peers, refused = llama_cpp.providers(name, model, 1, prompt, checks)
+    others = [plain_provider(model, prompt, checks(FLOAT_TOLERANCE)), *peers]
+    if setting.device == "cpu" and torch.get_num_threads() > 1:
+        others[1:] = [one_thread(others[0]), *(one for peer in peers for one in (peer, one_thread(peer)))]
     own = [own_provider(package, model, prompt) for package in packages(setting)]
     if not without_engine(""):
         own.append(engine_provider(model, prompt))
-    return Case(
+    yield Case(
         op="decode",
-        name=f"decode/{algebra}/P{past}-C{model.n_embd}-V{model.vocabulary}",
+        name=name,
         shape=model.shape(B=1, P=past),
         dtype="float32",
         work=model.work(1, dense=True, bits=32),
         fresh=lambda seed: {"ids": model.draw(seed, 1, 1)},
-        check=check_token(model, prompt, 8),
-        providers=(plain, *others, cacheless_provider(model, prompt), *own),
+        check=token_checks(model, prompt, 8)(INT8_TOLERANCE),
+        providers=(*others, cacheless_provider(model, prompt, checks(FLOAT_TOLERANCE)), *own),
         tokens=1,
         at_least=7,
     )
+    yield from refused
 
 
 def cases(setting: Setting) -> Iterable[Case | Absent]:
     yield from without_engine("decode/*")
     for algebra in ("octonion", "hadamard"):
-        yield make_case(setting, algebra, 64 if setting.quick else 128)
+        yield from make_case(setting, algebra, 64 if setting.quick else 128)
+    yield from llama_cpp.without_llama_cpp(setting, "decode/*")
     yield from without_triton(setting, "decode/*")
