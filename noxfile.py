@@ -86,11 +86,13 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def triton(session: nox.Session) -> None:
-    """Triton kernels without a GPU: the golden vectors and their own tests in the interpreter."""
+    """Triton kernels without a GPU: the golden vectors, the properties and their own tests in the interpreter."""
     install(session, "triton", "test")
     interpreted = {**ONE_THREAD, "TRITON_INTERPRET": "1"}
     session.run("walsh", "conformance", "--backend", "triton", "--jobs", "0", env=interpreted)
     session.run("pytest", "--numprocesses=auto", *TRITON_TESTS, env=interpreted)
+    brief = {**interpreted, "HYPOTHESIS_PROFILE": "brief"}
+    session.run("pytest", "--numprocesses=auto", "--dist=worksteal", "tests/properties", "-k", "triton", env=brief)
 
 
 @nox.session

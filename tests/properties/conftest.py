@@ -8,16 +8,15 @@ import os
 import numpy as np
 import pytest
 
-from walsh.suite.backends import BUILTIN, load_backend
+from walsh.suite.backends import load_backend
 from walsh.suite.catalog import CALLS
 
 
 def usable():
     """The built-in backends that run here; Triton only in its interpreter, because it compiles for GPUs only."""
-    needs = {"torch": "torch", "triton": "triton"}
-    names = [name for name in BUILTIN if importlib.util.find_spec(needs.get(name, "numpy"))]
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    return [name for name in names if name in ("reference", "torch") or (name == "triton" and interpreted)]
+    needs = {"torch": "torch", "triton": "triton", "wasm": "wasmtime"}
+    names = [name for name, module in {"reference": "numpy", **needs}.items() if importlib.util.find_spec(module)]
+    return [name for name in names if name != "triton" or os.environ.get("TRITON_INTERPRET") == "1"]
 
 
 class Caller:

@@ -19,8 +19,8 @@ DIMENSIONS = (1, 2, 4, 8, 16)
 def product(caller, x, w):
     """X w by the backend, exact while |results| stay below 2^24."""
     d = len(x)
-    inputs = {"x": np.asarray(x, dtype=np.float64)[None], "w": np.asarray(w, dtype=np.float64).reshape(d, 1, 1)}
-    y = caller("cayley_dickson_linear", inputs, {"y": ("float64", (1, d))})["y"][0]
+    inputs = {"x": np.asarray(x, dtype=np.float32)[None], "w": np.asarray(w, dtype=np.float32).reshape(d, 1, 1)}
+    y = caller("cayley_dickson_linear", inputs, {"y": ("float32", (1, d))})["y"][0]
     assert (y == np.rint(y)).all()
     return [int(v) for v in y]
 

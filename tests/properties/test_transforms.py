@@ -4,6 +4,7 @@ H H x = n x;   |H x|^2 = n |x|^2;   f(a x + y) = a f(x) + f(y);   <f(x), dy> = <
 """
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -114,18 +115,19 @@ def test_attention_averages(caller, data):
         assert (o[:, step] >= seen.min(axis=1) - 1e-4).all()
 
 
+@pytest.mark.parametrize(("dtype", "close"), [("float64", 1e-8), ("float32", 1e-2)])
 @given(data=st.data())
-def test_rope_rotates(caller, data):
+def test_rope_rotates(caller, dtype, close, data):
     """Lengths of pairs stay, and the score of two tokens depends on their distance only."""
     x, y = data.draw(floats((1, 1, 2, 4))), data.draw(floats((1, 1, 2, 4)))
     start, step = data.draw(st.integers(0, 500)), data.draw(st.integers(0, 50))
 
     def turned(z, position):
-        inputs = {"x": z.astype(np.float64), "positions": np.array([position])}
-        return caller("rope", inputs, {"y": ("float64", z.shape)})["y"]
+        inputs = {"x": z.astype(dtype), "positions": np.array([position])}
+        return caller("rope", inputs, {"y": (dtype, z.shape)})["y"].astype(np.float64)
 
     pairs = lambda z: (z.reshape(-1, 2) ** 2).sum(axis=1)  # noqa: E731  # a formula
-    assert np.abs(pairs(turned(x, start)) - pairs(x.astype(np.float64))).max() < 1e-9
+    assert np.abs(pairs(turned(x, start)) - pairs(x.astype(np.float64))).max() < close
     near = (turned(x, step) * turned(y, 0)).sum()
     far = (turned(x, start + step) * turned(y, start)).sum()
-    assert abs(near - far) < 1e-8
+    assert abs(near - far) < close

@@ -59,7 +59,7 @@ def test_a_part_that_was_not_run_says_so(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("totals", "printed", "expected"),
     [
-        (deep._pytest, "...\n3 failed, 167 passed, 2 skipped in 9.1s", {"failed": 3, "passed": 167, "skipped": 2}),
+        (deep._pytest(40), "...\n3 failed, 167 passed, 2 skipped in 9.1s", {"failed": 3, "passed": 167, "skipped": 2}),
         (deep._files, "x\n1,000 damaged files: 900 refused, 100 read, 0 problems; slowest 0.1 s", {"problems": 0}),
         (deep._schedules, "a\nall equal", {"last line": "all equal"}),
     ],

@@ -85,9 +85,13 @@ def _fuzz(_: Path, printed: str) -> Totals:
     return {"rounds": document["rounds"], **answered, "disagreements": len(document["found"]), "seed": document["seed"]}
 
 
-def _pytest(_: Path, printed: str) -> Totals:
-    counts = re.findall(r"(\d+) (passed|failed|skipped|errors?|xfailed)\b", (printed.strip().splitlines() or [""])[-1])
-    return {kind: int(count) for count, kind in counts} | {"examples of each": 2000}
+def _pytest(examples: int) -> Callable[[Path, str], Totals]:
+    def totals(_: Path, printed: str) -> Totals:
+        last = (printed.strip().splitlines() or [""])[-1]
+        counts = re.findall(r"(\d+) (passed|failed|skipped|errors?|xfailed)\b", last)
+        return {kind: int(count) for count, kind in counts} | {"examples of each": examples}
+
+    return totals
 
 
 def _schedules(_: Path, printed: str) -> Totals:
@@ -132,7 +136,8 @@ def _engine_calls() -> tuple[str, ...]:
 def parts() -> tuple[Part, ...]:
     """All parts, quick and telling ones first."""
     deep = {"HYPOTHESIS_PROFILE": "deep"}
-    properties = ("-m", "pytest", "tests/properties", "-q", "-p", "no:cacheprovider")
+    interpreted = {"HYPOTHESIS_PROFILE": "ci", "TRITON_INTERPRET": "1"}
+    properties = ("-m", "pytest", "tests/properties", "-q", "-p", "no:cacheprovider", "--numprocesses={jobs}")
     mutation = ("tests/mutation/run.py", "--sample", "10", "--seed", "{date}", "--json", "{out}/mutation.json")
     return (
         _search("fuzz", "fuzzing of reference and PyTorch", ("reference", "torch"), (), "torch"),
@@ -164,7 +169,15 @@ def parts() -> tuple[Part, ...]:
             {},
             "wasm",
         ),
-        Part("properties", "properties, 2,000 examples of each", properties, _pytest, deep, "torch"),
+        Part("properties", "properties, 2,000 examples of each", properties, _pytest(2000), deep, "torch"),
+        Part(
+            "triton-properties",
+            "properties of Triton kernels in the interpreter, 40 examples of each",
+            (*properties, "-k", "triton"),
+            _pytest(40),
+            interpreted,
+            "triton",
+        ),
     )
 
 
