@@ -61,14 +61,24 @@ def values_can_be_read(x: Tensor) -> bool:
     return not torch.compiler.is_compiling() and not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
-def require_range(name: str, x: Tensor, low: int, high: int, remedy: str) -> None:
-    """Raise RangeError unless every element lies in low .. high - 1."""
+def require_range(name: str, x: Tensor, low: int, high: int, remedy: str) -> tuple[int, int] | None:
+    """Raise RangeError unless every element lies in low .. high - 1.
+
+    Returns:
+        The least and the greatest element, read for this; None if x is empty or the host may not look.
+    """
     if x.numel() == 0 or not values_can_be_read(x):
-        return
+        return None
     least, most = (int(v) for v in torch.aminmax(x))
     if least < low or most >= high:
         wrong = least if least < low else most
         raise RangeError(f"{name} holds {wrong}: expected {low} .. {high - 1}; {remedy}")
+    return least, most
+
+
+def all_finite(x: Tensor) -> bool:
+    """Whether no element of x is NaN or infinite; one that is makes every sum that it enters so."""
+    return math.isfinite(float(x.detach().sum())) or bool(torch.isfinite(x).all())
 
 
 def require_ternary(name: str, q: Tensor) -> None:

@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from walsh.errors import ShapeError
 from walsh.kernels.torch._check import (
     accumulate_dtype,
+    all_finite,
     require_float,
     require_integer,
     require_range,
@@ -33,8 +34,8 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
     require_shape("v", v, (batch, k.shape[1], heads, d), "[B, S, H, d], like k")
 
 
-def _positions(q: Tensor, keys: int, positions: Tensor | None) -> Tensor:
-    """The last key that each query sees, [B, T] or [1, T]."""
+def _positions(q: Tensor, keys: int, positions: Tensor | None) -> tuple[Tensor, tuple[int, int] | None]:
+    """The last key that each query sees, [B, T] or [1, T]; the least and the greatest of them, where they are known."""
     batch, tokens = q.shape[:2]
     if positions is None:
         positions = torch.arange(keys - tokens, keys, device=q.device)
@@ -43,8 +44,8 @@ def _positions(q: Tensor, keys: int, positions: Tensor | None) -> Tensor:
         raise ShapeError(
             f"positions have shape {list(positions.shape)}: expected [{tokens}] or [{batch}, {tokens}], T or B, T of q"
         )
-    require_range("positions", positions, -1, keys, "a query sees keys 0 .. position, or nothing at -1")
-    return positions if positions.ndim == 2 else positions[None]
+    extent = require_range("positions", positions, -1, keys, "a query sees keys 0 .. position, or nothing at -1")
+    return positions if positions.ndim == 2 else positions[None], extent
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor | None = None) -> Tensor:
@@ -64,7 +65,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor | None = None) 
     _check(q, k, v)
     tokens, keys = q.shape[1], k.shape[1]
     causal = positions is None and tokens == keys
-    last = _positions(q, keys, positions)
+    last, extent = _positions(q, keys, positions)
     if q.numel() == 0 or keys == 0:
         # Nothing is seen, but the result must hang on its inputs for autograd.
         nothing = torch.ones((), dtype=torch.bool, device=q.device)
@@ -72,18 +73,21 @@ def attention(q: Tensor, k: Tensor, v: Tensor, positions: Tensor | None = None) 
     work = accumulate_dtype(q, k, v)
     if q.device.type != "cpu" and q.dtype == k.dtype == v.dtype:
         work = q.dtype
+    least, most = extent or (-1, keys - 1)
+    # Slots past the last key that any query sees stay out of everything: what they hold is meaningless.
+    end = max(most + 1, 1)
+    k, v = k[:, :end], v[:, :end]
     q_, k_, v_ = (x.to(work).transpose(1, 2) for x in (q, k, v))
-    o = _causal(q_, k_, v_) if causal else _masked(q_, k_, v_, last)
+    if least == most >= 0:
+        o = scaled_dot_product_attention(q_, k_, v_)
+    else:
+        o = _causal(q_, k_, v_) if causal else _masked(q_, k_, v_, last)
     return o.transpose(1, 2).to(q.dtype)
-
-
-def _all_finite(*tensors: Tensor) -> bool:
-    return not values_can_be_read(tensors[0]) or all(bool(torch.isfinite(x).all()) for x in tensors)
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Query t sees keys 0 .. t; q, k, v [B, H, T, d]."""
-    if not _all_finite(k, v):
+    if values_can_be_read(q) and not (all_finite(k) and all_finite(v)):
         return _each_query(q, k, v, torch.arange(q.shape[2])[None])
     return scaled_dot_product_attention(q, k, v, is_causal=True)
 
@@ -91,11 +95,13 @@ def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _masked(q: Tensor, k: Tensor, v: Tensor, last: Tensor) -> Tensor:
     """Query t sees keys 0 .. last[b, t]; q, k, v [B, H, ., d], last [B or 1, T]."""
     slots = torch.arange(k.shape[2], device=q.device)
-    # Slots that no query sees are cleared: a stale NaN would survive its probability of 0.
-    stale = (slots > last.amax(dim=1, keepdim=True))[:, None, :, None]
-    k, v = k.masked_fill(stale, 0), v.masked_fill(stale, 0)
-    if not _all_finite(k, v):
-        return _each_query(q, k, v, last)
+    readable = values_can_be_read(q)
+    if not readable or not (all_finite(k) and all_finite(v)):
+        # Slots that no query sees are cleared: a stale NaN would survive its probability of 0.
+        stale = (slots > last.amax(dim=1, keepdim=True))[:, None, :, None]
+        k, v = k.masked_fill(stale, 0), v.masked_fill(stale, 0)
+        if readable and not (all_finite(k) and all_finite(v)):
+            return _each_query(q, k, v, last)
     # A row of the softmax needs one key: a query at -1 looks at key 0, and its result is dropped.
     seen = slots <= last.clamp(min=0)[:, :, None]
     o = scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None])

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, MutableMapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from walsh.errors import CapacityError, ShapeError, WalshError
-from walsh.kernels.torch._check import require_integer, require_shape
+from walsh.kernels.torch._check import accumulate_dtype, require_integer, require_shape
 from walsh.kernels.torch.attention import attention
 from walsh.kernels.torch.cayley_dickson import cayley_dickson_bit_linear, cayley_dickson_linear
 from walsh.kernels.torch.embedding import embedding, hash_embedding, hash_lm_head, lm_head
@@ -29,7 +30,7 @@ from walsh.kernels.torch.hadamard import hadamard_bit_linear, hadamard_linear
 from walsh.kernels.torch.head_mixer import head_mixer
 from walsh.kernels.torch.kv_cache import KVCache
 from walsh.kernels.torch.rms_norm import rms_norm
-from walsh.kernels.torch.rope import rope
+from walsh.kernels.torch.rope import rotate, rotation
 from walsh.kernels.torch.swiglu import swiglu
 from walsh.reference.config import check_weights as check_arrays
 from walsh.reference.config import complete_config
@@ -40,13 +41,22 @@ Weights = Mapping[str, Tensor]
 def check_weights(weights: Weights, config: Mapping[str, Any]) -> None:
     """Raise unless these are the weights of a configuration, as ``walsh.reference.config.check_weights`` does.
 
-    It is given arrays without memory, so that nothing is copied from its device.
+    Names and shapes alone decide, so those that were right once are remembered; the tensors are not.
     """
+    outlines = tuple((name, tuple(w.shape), w.dtype == torch.uint8) for name, w in weights.items())
+    _check_outlines(outlines, tuple(config.items()))
+
+
+@lru_cache(maxsize=32)
+def _check_outlines(
+    outlines: tuple[tuple[str, tuple[int, ...], bool], ...], config: tuple[tuple[str, Any], ...]
+) -> None:
+    """Names, shapes and whether packed; the definition is given arrays of these shapes without memory."""
     stand_ins = {
-        name: np.broadcast_to(np.zeros((), np.uint8 if w.dtype == torch.uint8 else np.float32), tuple(w.shape))
-        for name, w in weights.items()
+        name: np.broadcast_to(np.zeros((), np.uint8 if packed else np.float32), shape)
+        for name, shape, packed in outlines
     }
-    check_arrays(stand_ins, config)
+    check_arrays(stand_ins, dict(config))
 
 
 def _linear(name: str, x: Tensor, weights: Weights, config: Mapping[str, Any]) -> Tensor:
@@ -104,7 +114,8 @@ def _attention_half(
     h = rms_norm(x, weights[f"{block}.attention_norm.weight"])
     shape = (*x.shape[:2], config["n_head"], config["n_embd"] // config["n_head"])
     q, k, v = (_linear(f"{block}.attention.{name}", h, weights, config).reshape(shape) for name in ("wq", "wk", "wv"))
-    q, k = rope(q, positions), rope(k, positions)
+    angles = rotation(positions, shape[-1], accumulate_dtype(q))
+    q, k = rotate(q, angles), rotate(k, angles)
     o = attention(q, k, v) if cache is None else cache.attend(q, cache.append(k, v))
     if config["head_mixing"]:
         o = head_mixer(o, weights[f"{block}.mixer.weight"], weights[f"{block}.mixer.beta"], config["algebra"])

@@ -73,19 +73,25 @@ class KVCache:
             require_float(name, x)
             require_shape(name, x, (batch, k.shape[1] if k.ndim > 1 else None, heads, d), "[B, T, H, d] of this cache")
         tokens = k.shape[1]
+        whole = counts is None
         if counts is None:
             counts = torch.full_like(self.lengths, tokens)
         require_integer("counts", counts)
         require_shape("counts", counts, (batch,), "[B]")
         require_range("counts", counts, 0, tokens + 1, "a sequence gains at most the T tokens given")
         lengths = self.lengths + counts.to(self.lengths)
-        if batch and int(lengths.max()) > capacity:
+        least, most = (int(v) for v in torch.aminmax(lengths)) if batch else (0, 0)
+        if most > capacity:
             row = int(lengths.argmax())
             raise CapacityError(
                 f"sequence {row} would hold {int(lengths[row])} tokens: expected at most {capacity}; "
                 "truncate it or make a larger cache"
             )
         step = torch.arange(tokens, device=self.keys.device)
+        if whole and batch and least == most:
+            self.keys[:, most - tokens : most], self.values[:, most - tokens : most] = k, v
+            self.lengths = lengths
+            return step.expand(batch, tokens) + (most - tokens)
         gained = step < counts.to(self.lengths)[:, None]
         positions = torch.where(gained, self.lengths[:, None] + step, -1)
         sequence, column = gained.nonzero(as_tuple=True)

@@ -1,6 +1,6 @@
 """Gated activation of the feed-forward (SPEC.md, section *swiglu*).
 
-    h = silu(gate) * up,   silu(x) = x / (1 + exp(-x)),   silu(-inf) = 0
+    h = silu(gate) * up,   silu(x) = x / (1 + exp(-x)),   silu(-inf) = -0
 
 Shazeer, *GLU Variants Improve Transformer* (arXiv 2002.05202).
 """
@@ -12,14 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import silu
 
 from walsh.errors import ParameterError, ShapeError
 from walsh.kernels.torch._check import accumulate_dtype, require_float
 
 
 def _silu(x: Tensor) -> Tensor:
-    # -inf / inf is NaN; the largest finite negative number has the limit, 0, as its value.
-    return x.clamp(min=torch.finfo(x.dtype).min) / (1 + torch.exp(-x))
+    """In new memory, whose pages cost more than the arithmetic: hence once and in place."""
+    # -inf / inf is NaN; the largest finite negative number has the limit, -0, as its value.
+    return silu(x.clamp(min=torch.finfo(x.dtype).min), inplace=True)
 
 
 class _SwiGLU(torch.autograd.Function):
