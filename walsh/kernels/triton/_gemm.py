@@ -324,7 +324,7 @@ class Blocks:
 
 TENSOR_CORE_BLOCKS = {
     1: Blocks(128, 64, 64, 8, 3),
-    2: Blocks(64, 64, 64, 4, 2),
+    2: Blocks(64, 64, 32, 8, 2),
     4: Blocks(64, 32, 32, 4, 2),
     8: Blocks(64, 16, 32, 4, 2),
     16: Blocks(64, 16, 32, 4, 2, False),
@@ -424,12 +424,12 @@ def _rule(rows: int, cols: int, d: int, dot: torch.dtype, device: torch.device, 
             # As many accumulators per thread in twice the threads: with half of both, sm_80 spills.
             blocks = Blocks(32, 16, 16, 8, 1, unroll)
     elif fast:
-        # Transformed tiles of p and q live beside the accumulators.
-        blocks = Blocks(64, max(16, 256 // d), 16, 8, 2, unroll)
+        # Transformed tiles of p and q live beside the accumulators; of octonions not the unrolled corrections too.
+        blocks = Blocks(32, 16, 16, 8, 2, False) if d >= 8 else Blocks(64, 256 // d, 16, 8, 2, unroll)
     else:
         blocks = TENSOR_CORE_BLOCKS[d]
-        if d == 8 and dot != torch.int8:
-            # 64 products of 32 steps in a straight line are too much for sm_100; int8 tensor cores take no fewer.
+        if d >= 8 and dot != torch.int8:
+            # Products of 32 steps with eight and more accumulators spill; int8 tensor cores take no fewer.
             blocks = replace_fields(blocks, bk=16)
     bm = max(16, min(blocks.bm, next_power_of_two(rows)))
     bn = max(16, min(blocks.bn if bm == blocks.bm else 32, next_power_of_two(cols)))

@@ -58,7 +58,9 @@ def choose_blocks(count: int, cols: int, reds: int, n: int, dot: torch.dtype, de
     bm, bn = tile_rule(count, cols, n, dot)
     bk = 16 if wide or (n > 32 and dot != torch.int8) else 32
     small = n * bm * bn <= 2048
-    rule = Blocks(bm, bn, bk, 4 if small else 16 if dot == torch.float32 and n <= 32 else 8, 1)
+    # 64 blocks fill the registers of any number of threads: the more, the fewer each lacks.
+    most = 16 if dot == torch.float32 or n > 32 else 8
+    rule = Blocks(bm, bn, bk, 4 if small else most, 1)
     return configured(shape_of("hadamard_linear", (count, cols, reds), n, dot), device, rule)
 
 
