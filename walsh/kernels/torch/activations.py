@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from walsh.errors import ShapeError
-from walsh.kernels.torch._check import accumulate_dtype, require_float
+from walsh.kernels.torch._check import accumulate_dtype, all_finite, require_float, values_can_be_read
 
 
 def _check(x: Tensor) -> None:
@@ -39,13 +39,15 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.detach()
     x = x.to(accumulate_dtype(x))
     largest = x.abs().amax(dim=-1, keepdim=True)
-    finite = torch.isfinite(largest)
     # Tensor over tensor: PyTorch computes number over tensor as a reciprocal and a product, which rounds twice.
     scale = torch.full_like(largest, 127.0) / largest.clamp(min=1e-5)
-    scale = scale.masked_fill(~finite, torch.nan)
+    # A host that may look leaves the masks out; on other devices it would have to wait.
+    wrong = None if x.is_cpu and values_can_be_read(x) and all_finite(largest) else ~torch.isfinite(largest)
+    if wrong is not None:
+        scale = scale.masked_fill(wrong, torch.nan)
     # abs(x) * scale is at most 127 (1 + 2^-22), so rint needs no clip.
     a = x.mul(scale).round_().to(torch.int8)
-    return a.masked_fill_(~finite, 0), scale
+    return a if wrong is None else a.masked_fill_(wrong, 0), scale
 
 
 class _FakeQuantize(torch.autograd.Function):

@@ -70,7 +70,7 @@ def _compute(
         y = product(x.reshape(m, d, w.shape[2]).to(work), weight.to(work), method)
     else:
         codes, scale = quantize_activations(x.reshape(m, x.shape[-1]))
-        y = integer_product(codes, weight).to(scale.dtype).div_(scale[:, :, None])
+        y = integer_product(codes, weight).to(scale.dtype).div_(scale.unsqueeze(-1))
     if beta is not None:
         y = y.mul_(beta.to(y.dtype))
     return y.reshape(*x.shape[:-1], d * w.shape[1]).to(x.dtype), codes, scale, q

@@ -19,10 +19,13 @@ import torch
 from torch import Tensor
 
 from walsh.errors import DTypeError, NonFiniteError, ShapeError
-from walsh.kernels.torch._check import INTEGERS, require_range, require_shape
+from walsh.kernels.torch._check import INTEGERS, all_finite, require_range, require_shape
 from walsh.kernels.torch.strict._arithmetic import divide, exp, hsum
 from walsh.kernels.torch.strict._check import as_integers, require_float32, require_last_axis
 from walsh.reference.strict.sampling import check_parameters
+
+FEW = 1024
+"""Candidates to try first for a prefix of the whole vocabulary; a full sort costs as much as ten of these."""
 
 
 def _signed(word: int) -> int:
@@ -77,9 +80,8 @@ def _check_arguments(logits: Tensor, history: Tensor | None) -> Tensor:
     require_float32(logits=logits)
     require_shape("logits", logits, (None, None), "[B, V]")
     require_last_axis("logits", logits, "V")
-    finite = torch.isfinite(logits)
-    if not bool(finite.all()):
-        raise NonFiniteError(f"logits hold {logits[~finite][0].item()}: expected finite numbers")
+    if not all_finite(logits):
+        raise NonFiniteError(f"logits hold {logits[~torch.isfinite(logits)][0].item()}: expected finite numbers")
     batch, vocabulary = logits.shape
     if history is None:
         return torch.empty(batch, 0, dtype=torch.int64, device=logits.device)
@@ -97,18 +99,56 @@ def _penalised(l: Tensor, history: Tensor, penalty: float) -> Tensor:  # noqa: E
     return torch.where(seen, torch.where(l > 0, divide(l, torch.full_like(l, penalty)), l * penalty), l)
 
 
+def _likeliest(l: Tensor, count: int) -> Tensor:  # noqa: E741 - as above
+    """The first ids by (l descending, id ascending), int64 [B, count], for 0 < count <= V."""
+    if 4 * count > l.shape[1]:
+        # + 0 makes -0 and +0 one key.
+        return torch.sort(l + 0.0, dim=1, descending=True, stable=True).indices[:, :count]
+    values, ids = torch.topk(l, count, dim=1)
+    # Among equals topk takes any. Everything from the last value up is a candidate: more than ``count`` at a tie.
+    candidates = int(torch.count_nonzero(l >= values[:, -1:], dim=1).max()) if l.shape[0] else count
+    if candidates > count:
+        return _among(l, torch.topk(l, candidates, dim=1).indices)[:, :count]
+    return _among(l, ids)
+
+
+def _among(l: Tensor, ids: Tensor) -> Tensor:  # noqa: E741 - as above
+    """These ids [B, .] of the logits [B, V] by (l descending, id ascending)."""
+    ids = torch.sort(ids, dim=1).values
+    return ids.gather(1, torch.sort(l.gather(1, ids) + 0.0, dim=1, descending=True, stable=True).indices)
+
+
+def _running_sums(p: Tensor) -> Tensor:
+    """On the host, because NumPy accumulates strictly left to right, which no PyTorch scan promises."""
+    return torch.from_numpy(np.add.accumulate(p.cpu().numpy(), axis=1)).to(p.device)
+
+
 def _draw(l: Tensor, top_k: int, top_p: float, u: Tensor) -> Tensor:  # noqa: E741 - as above
     """One token per row of the logits [B, V], after penalty and temperature."""
     vocabulary = l.shape[1]
-    l, order = torch.sort(l + 0.0, dim=1, descending=True, stable=True)  # noqa: E741 - + 0 makes -0 and +0 one key
     kept = min(top_k, vocabulary) if top_k else vocabulary
-    e = exp(l[:, :kept] - l[:, :1])
-    by_id = torch.zeros_like(l).scatter(1, order[:, :kept], e)
-    p = divide(e, hsum(by_id)[:, None].expand_as(e))
-    # On the host, because NumPy accumulates strictly left to right, which no PyTorch scan promises.
-    cum = torch.from_numpy(np.add.accumulate(p.cpu().numpy(), axis=1)).to(l.device)
-    places = torch.arange(kept, device=l.device)
-    last = torch.amin(torch.where(cum >= top_p, places, kept - 1), dim=1, keepdim=True)
+    largest = torch.amax(l, dim=1, keepdim=True)
+    if kept < vocabulary:
+        order = _likeliest(l, kept)
+        e = exp(l.gather(1, order) - largest)
+        # As wide as hsum would make it, so that it need not be copied.
+        by_id = l.new_zeros(l.shape[0], 1 << (vocabulary - 1).bit_length()).scatter_(1, order, e)
+        return _choose(order, _running_sums(divide(e, hsum(by_id)[:, None].expand_as(e))), top_p, u)
+    e = exp(l - largest)
+    p = divide(e, hsum(e)[:, None].expand_as(e))
+    for count in (FEW, vocabulary):
+        # A prefix that reaches top_p in every row holds all that is kept.
+        order = _likeliest(l, min(count, vocabulary))
+        cum = _running_sums(p.gather(1, order))
+        if bool((cum[:, -1] >= top_p).all()):
+            break
+    return _choose(order, cum, top_p, u)
+
+
+def _choose(order: Tensor, cum: Tensor, top_p: float, u: Tensor) -> Tensor:
+    """The id [B] that u [B] falls on, among ids [B, .] with these running sums."""
+    places = torch.arange(cum.shape[1], device=cum.device)
+    last = torch.amin(torch.where(cum >= top_p, places, cum.shape[1] - 1), dim=1, keepdim=True)
     above = (cum > u[:, None] * cum.gather(1, last)) & (places <= last)
     first = torch.amin(torch.where(above, places, last), dim=1, keepdim=True)
     return order.gather(1, first)[:, 0]
@@ -150,7 +190,7 @@ def sample(
     if u.shape not in ((), (batch,)):
         raise ShapeError(f"seed and position give shape {list(u.shape)}: expected integers or [B] = [{batch}]")
     heat, threshold, penalty = torch.tensor([temperature, top_p, repetition_penalty], dtype=torch.float32).tolist()
-    l = _penalised(logits, history, penalty)  # noqa: E741 - as above
+    l = _penalised(logits, history, penalty) if history.shape[1] else logits  # noqa: E741 - as above
     if heat == 0:
         ids = torch.arange(vocabulary, device=l.device)
         return torch.amin(torch.where(l == torch.amax(l, dim=1, keepdim=True), ids, vocabulary), dim=1)
