@@ -15,7 +15,6 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from walsh.commands.fuzz import fuzz
 from walsh.commands.selection import Choice, make_backends, narrow_to_function, select_cases
@@ -26,6 +25,7 @@ from walsh.suite.catalog import LANES
 from walsh.suite.deviations import load_deviations
 from walsh.suite.page import write_badge, write_page
 from walsh.suite.policy import Policy, load_policy
+from walsh.suite.progress import track
 from walsh.suite.report import footer, header, write_junit, write_report
 from walsh.suite.runner import BackendRun, Outcome, combine_exits, run_backend
 from walsh.suite.schema import locate_data
@@ -223,18 +223,16 @@ def _check_usage(options: Options) -> None:
 def _run_one(
     console: Console, backend: Backend, label: str, cases: list[Case], suite: Suite, policy: Policy, options: Options
 ) -> BackendRun:
-    """One backend, with a progress bar on a terminal and a line per case if asked for."""
+    """One backend; how far it is is shown meanwhile, and a line per case if asked for."""
     try:
         name = str(backend.describe()["name"])
     except AdapterBroken as error:
         return BackendRun({"name": label, "version": "unknown"}, (), (), str(error))
     deviations = load_deviations(suite.root, name, [case.name for case in suite.cases])
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(escape(name), total=len(cases))
+    with track(console, name, len(cases)) as steps:
 
         def advance(outcome: Outcome) -> None:
-            progress.advance(task)
+            steps.advance()
             if options.verbose:
                 display.print_line(console, outcome)
 

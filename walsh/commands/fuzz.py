@@ -10,11 +10,11 @@ from typing import Any
 
 import click
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from walsh.commands.selection import Choice, make_backends
 from walsh.suite import display
 from walsh.suite.catalog import CALLS, OPS
+from walsh.suite.progress import track
 from walsh.suite.runner import Exit
 
 _ROUNDS = 1000
@@ -57,15 +57,10 @@ def _run(**given: Any) -> int:
     console = display.make_console()
     rounds = given["rounds"] or (None if given["seconds"] is not None else _ROUNDS)
     choice = Choice(given["backends"], None, None, "numpy", given["device"], given["timeout"], None)
-    columns = (TextColumn("rounds"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with (
-        ExitStack() as stack,
-        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar,
-    ):
+    with ExitStack() as stack, track(console, "rounds", rounds) as steps:
         made = make_backends(choice, console)
         for _, backend in made:
             stack.callback(backend.close)
-        task = bar.add_task("rounds", total=rounds)
         report = search(
             [backend for _, backend in made],
             given["ops"],
@@ -73,7 +68,7 @@ def _run(**given: Any) -> int:
             seconds=given["seconds"],
             seed=given["seed"],
             output=given["output"],
-            on_round=lambda done: bar.update(task, completed=done),
+            on_round=steps.reach,
         )
     if given["as_json"]:
         found = [

@@ -9,7 +9,6 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from walsh.suite import display
 from walsh.suite.mutants import Mutant, available, check_sources, load_excused, load_registry, to_json
@@ -23,6 +22,7 @@ from walsh.suite.mutants.campaign import (
     to_markdown,
     touched,
 )
+from walsh.suite.progress import track
 from walsh.suite.runner import Exit
 from walsh.suite.schema import locate_data
 from walsh.suite.vectors import load_suite
@@ -121,12 +121,10 @@ def _run(**given: Any) -> int:
 
 
 def _progress(console: Console, chosen: list[Mutant], root: Path, given: dict[str, Any], manifest: str) -> Campaign:
-    columns = (TextColumn("mutants"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("mutants", total=len(chosen))
+    with track(console, "mutants", len(chosen)) as steps:
 
         def advance(verdict: Verdict) -> None:
-            progress.advance(task)
+            steps.advance()
             if verdict.status not in ("killed", "excused"):
                 _print_survivor(console, verdict)
 
