@@ -3,7 +3,7 @@
     Y = beta * H (W_g (H (alpha * x))_g)_g            n = 32 blocks: 1/32 of the weights and of the multiplications
     FHT-32: 5 additions per element, memory-bound: the bar is the copy
 
-``hadamard_transform`` packages are peers where they are installed.
+Peers where they are installed: ``hadamard-transform`` (plain PyTorch), and on a GPU ``fast-hadamard-transform``.
 """
 
 from __future__ import annotations

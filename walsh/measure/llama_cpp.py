@@ -1,18 +1,14 @@
 """llama.cpp on the dense twin, for context: the weights of ``plain.densify`` in a GGUF file, read by its C library.
 
-    token_embd               [V, C]         also the head: the file has no ``output``
-    blk.L.attn_q, k, v, output  [C, C]      the architecture "llama" rotates pairs (2i, 2i + 1), as ours does
-    blk.L.ffn_gate, up       [hidden, C]
-    blk.L.ffn_down           [C, hidden]
-    norms                    [C]            float32, epsilon 1e-6
+    token_embd                  [V, C]       also the head: the file has no ``output``
+    blk.L.attn_q, k, v, output  [C, C]       the architecture "llama" rotates pairs (2i, 2i + 1), as ours does
+    blk.L.ffn_gate, up          [hidden, C]
+    blk.L.ffn_down              [C, hidden]
+    norms                       [C]          float32, epsilon 1e-6
 
-=======  ======================================  =========================================================
-format   stored                                  multiplied with
-=======  ======================================  =========================================================
-float16  two bytes                               float16 activations
-Q8_0     32 int8, one float16 scale              int8 activations, one scale for 32
-TQ2_0    256 codes of 2 bits, one float16 scale  int8 activations, one scale for 256; embedding as Q8_0
-=======  ======================================  =========================================================
+    float16   two bytes                                    times float16 activations
+    Q8_0      32 int8 and their float16 scale              times int8 activations, a scale for 32
+    TQ2_0     256 codes of 2 bits and their float16 scale  times int8 activations, a scale for 256; embedding as Q8_0
 
 TQ2_0 is llama.cpp's own ternary format, and so the nearest peer of a ternary model. An element of a dense octonion
 matrix is 0 or plus or minus the beta of its row, which the format holds exactly but for the rounding of beta to
@@ -180,7 +176,9 @@ class Loaded:
             path = Path(folder) / "model.gguf"
             write_gguf(model, form, path)
             self.bytes = path.stat().st_size
-            self.handle = library.llama_model_load_from_file(bytes(path), library.llama_model_default_params())
+            parameters = library.llama_model_default_params()
+            parameters.n_gpu_layers = 0  # some builds use a GPU wherever they find one
+            self.handle = library.llama_model_load_from_file(bytes(path), parameters)
         if not self.handle:
             raise _refused("cannot load the model")
         weakref.finalize(self, library.llama_model_free, self.handle)
@@ -204,6 +202,7 @@ class Sequence:
         self._library, self._loaded = _library()[0], loaded
         parameters = self._library.llama_context_default_params()
         parameters.n_ctx = parameters.n_batch = parameters.n_ubatch = capacity
+        parameters.offload_kqv = parameters.op_offload = False
         self._context = self._library.llama_init_from_model(loaded.handle, parameters)
         if not self._context:
             raise _refused("cannot make a context")
