@@ -11,7 +11,8 @@ from walsh.kernels.torch.cayley_dickson import cayley_dickson_bit_linear, cayley
 from walsh.kernels.torch.cross_entropy import cross_entropy, linear_cross_entropy
 from walsh.kernels.torch.embedding import embedding, hash_embedding, hash_indices, hash_lm_head, lm_head
 from walsh.kernels.torch.forward import forward
-from walsh.kernels.torch.hadamard import hadamard_bit_linear, hadamard_linear, hadamard_transform
+from walsh.kernels.torch.hadamard import hadamard_bit_linear, hadamard_linear
+from walsh.kernels.torch.hadamard_transform import hadamard_transform
 from walsh.kernels.torch.head_mixer import head_mixer
 from walsh.kernels.torch.kv_cache import KVCache
 from walsh.kernels.torch.rms_norm import rms_norm

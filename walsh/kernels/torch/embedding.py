@@ -33,28 +33,69 @@ from walsh.kernels.torch._check import (
 PRIMES = (1021, 1019, 1013)
 
 
+def _add_rows(total: Tensor, ids: Tensor, rows: Tensor) -> Tensor:
+    """Add rows [..., C] to rows ids [...] of total [P, C]."""
+    return total.index_add_(0, ids.reshape(-1), rows.reshape(ids.numel(), total.shape[1]).to(total.dtype))
+
+
+def _chosen(table: Tensor, ids: Tensor) -> Tensor:
+    """table[ids] in new memory; whole rows at a time."""
+    return table.index_select(0, ids.reshape(-1)).view(*ids.shape, table.shape[1])
+
+
 class _Rows(torch.autograd.Function):
-    """table[ids] in another dtype; the gradients of a row are summed in that dtype and rounded once."""
+    """table[ids]; the gradients of a row are summed in at least float32 and rounded once."""
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, ids: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(ctx: Any, table: Tensor, ids: Tensor) -> Tensor:
         ctx.save_for_backward(ids)
         ctx.shape, ctx.dtype = table.shape, table.dtype
-        return table[ids].to(dtype)
+        return _chosen(table, ids)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, de: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, de: Tensor) -> tuple[Tensor, None]:
         (ids,) = ctx.saved_tensors
-        rows, columns = ctx.shape
-        total = torch.zeros(rows, columns, dtype=accumulate_dtype(de), device=de.device)
-        total.index_add_(0, ids.reshape(-1), de.reshape(ids.numel(), columns).to(total.dtype))
-        return total.to(ctx.dtype), None, None
+        total = torch.zeros(ctx.shape, dtype=accumulate_dtype(de), device=de.device)
+        return _add_rows(total, ids, de).to(ctx.dtype), None
 
 
-def _take_rows(table: Tensor, ids: Tensor, dtype: torch.dtype) -> Tensor:
-    result: Tensor = _Rows.apply(table, ids, dtype)
-    return result
+class _HashRows(torch.autograd.Function):
+    """``scale * sum_i importance[ids, i] tables_i[chosen[..., i]]``; saves indices, and forms the rows again."""
+
+    @staticmethod
+    def forward(ctx: Any, ids: Tensor, chosen: Tensor, scale: float, importance: Tensor, *tables: Tensor) -> Tensor:
+        ctx.save_for_backward(ids, chosen, importance, *tables)
+        ctx.scale, ctx.work = scale, accumulate_dtype(importance, *tables)
+        weights = _chosen(importance, ids).to(ctx.work)
+        total = torch.zeros((), dtype=ctx.work, device=ids.device)
+        for i, table in enumerate(tables):
+            rows = _chosen(table, chosen[..., i]).to(ctx.work).mul_(weights[..., i, None])
+            total = rows if i == 0 else total.add_(rows)
+        return (total if scale == 1 else total.mul_(scale)).to(tables[0].dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, de: Tensor) -> tuple[Tensor | None, ...]:
+        ids, chosen, importance, *tables = ctx.saved_tensors
+        needs = ctx.needs_input_grad[3:]
+        de = de.to(ctx.work) * ctx.scale
+        weights = _chosen(importance, ids).to(ctx.work)
+        dweights = torch.empty_like(weights)
+        dtables: list[Tensor | None] = []
+        for i, table in enumerate(tables):
+            if needs[0]:
+                dweights[..., i] = (de * _chosen(table, chosen[..., i])).sum(dim=-1)
+            if needs[1 + i]:
+                total = torch.zeros(table.shape, dtype=ctx.work, device=de.device)
+                dtables.append(_add_rows(total, chosen[..., i], de * weights[..., i, None]).to(table.dtype))
+            else:
+                dtables.append(None)
+        dimportance = None
+        if needs[0]:
+            total = torch.zeros(importance.shape, dtype=ctx.work, device=de.device)
+            dimportance = _add_rows(total, ids, dweights).to(importance.dtype)
+        return None, None, None, dimportance, *dtables
 
 
 def _check_ids(ids: Tensor, vocabulary: int) -> Tensor:
@@ -78,7 +119,8 @@ def embedding(ids: Tensor, table: Tensor) -> Tensor:
     """
     require_float("table", table)
     require_shape("table", table, (None, None), "[V, C]")
-    return _take_rows(table, _check_ids(ids, table.shape[0]), table.dtype)
+    result: Tensor = _Rows.apply(table, _check_ids(ids, table.shape[0]))
+    return result
 
 
 def hash_indices(ids: Tensor, tables: int) -> Tensor:
@@ -148,10 +190,8 @@ def hash_embedding(
     require_number("scale", scale, -sys.float_info.max)
     indices = _check_hash(tables, importance, indices)
     ids = _check_ids(ids, importance.shape[0])
-    work = accumulate_dtype(importance, *tables)
-    weights, chosen = _take_rows(importance, ids, work), indices[ids]
-    terms = [weights[..., i, None] * _take_rows(table, chosen[..., i], work) for i, table in enumerate(tables)]
-    return (sum(terms[1:], terms[0]) * scale).to(tables[0].dtype)
+    result: Tensor = _HashRows.apply(ids, _chosen(indices, ids), scale, importance, *tables)
+    return result
 
 
 def _matmul_transposed(x: Tensor, table: Tensor, work: torch.dtype) -> Tensor:

@@ -1,17 +1,11 @@
 # ruff: noqa: ARG001
 # A fake implementation, and a gradient's setup, take every argument of their operation.
-"""Walsh-Hadamard transform and the Hadamard linear layer (SPEC.md, section *hadamard*).
+"""The Hadamard linear layer (SPEC.md, section *hadamard*).
 
-    y_g = sum_h (-1)^popcount(g & h) x_h / sqrt(n)                                            x [..., n]
     u = alpha * x;  v = H u;  z_g = v_g w_g^T;  Y = beta * H z             x [..., n*K], w [n, N, K], Y [..., n*N]
 
-The transform is a product with the Sylvester matrix of at most 64 rows, whose entries are 1 and -1; a longer one is a
-product along the low bits of the index and the transform along the high bits, H_ab = H_a (x) H_b. That does more
-additions than radix-2 butterflies, but passes over the data once instead of log2 n times, and data passes are what a
-CPU waits for. Then one product with 1 / sqrt(n). Integers, and float64 in the order of the definition, are transformed
-by butterflies (Fino and Algazi, *Unified matrix treatment of the fast Walsh-Hadamard transform*, 1976); the layer's
-integer sums are in float32 wherever it holds them exactly. In the layer the transform runs across the n blocks, whole
-blocks at a time, and the n small products are one batched GEMM.
+The transform runs across the n blocks, whole blocks at a time, and the n small products are one batched GEMM. The
+layer's integer sums are in float32 wherever it holds them exactly.
 """
 
 from __future__ import annotations
@@ -22,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from walsh.algebra import is_power_of_two, sylvester
+from walsh.algebra import is_power_of_two
 from walsh.errors import ParameterError, ShapeError
 from walsh.kernels._operation import Operation
 from walsh.kernels.torch._check import (
-    INTEGERS,
     accumulate_dtype,
     require_float,
     require_optional,
@@ -35,104 +28,9 @@ from walsh.kernels.torch._check import (
     rows,
 )
 from walsh.kernels.torch.activations import dequantize, quantize_activations
+from walsh.kernels.torch.hadamard_transform import orthonormal, transform
 from walsh.kernels.torch.integer import exact_bmm
 from walsh.kernels.torch.ternary import as_codes, check_ternary, clip_gradient, ternary, weight_shape
-
-RADIX = 64
-"""Longest transform that is one product; measured: at 32 four to ten times faster than butterflies on two cores."""
-
-_MATRICES: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
-
-
-def _matrix(n: int, like: Tensor) -> Tensor:
-    """H [n, n] in the dtype and on the device of ``like``; made once."""
-    key = (n, like.dtype, like.device)
-    if key not in _MATRICES:
-        _MATRICES[key] = torch.tensor(sylvester(n).tolist(), dtype=like.dtype, device=like.device)
-    return _MATRICES[key]
-
-
-def transform(x: Tensor, dim: int) -> Tensor:
-    """Unnormalised transform across one axis.
-
-    Args:
-        x: float32, float64 or int32; contiguous; its length n along ``dim`` is a power of two.
-        dim: the axis, counted from the front.
-
-    Returns:
-        The transform in new memory; x itself if n is 1.
-    """
-    n, before, behind = x.shape[dim], math.prod(x.shape[:dim]), math.prod(x.shape[dim + 1 :])
-    if n == 1:
-        return x
-    if x.dtype != torch.float32:
-        return _butterflies(x.reshape(before, n, behind)).view(x.shape)
-    low = min(n, RADIX)
-    h, parts = _matrix(low, x), before * (n // low)
-    y = x.reshape(parts, low) @ h if behind == 1 else torch.matmul(h, x.reshape(parts, low, behind))
-    return y.view(x.shape) if low == n else transform(y.view(before, n // low, low * behind), 1).view(x.shape)
-
-
-def _butterflies(x: Tensor) -> Tensor:
-    """[before, n, behind], n > 1: stages of strides 1, 2, 4, ..., (a + b, a - b); two buffers take turns."""
-    before, n, behind = x.shape
-    source, target, spare = x, torch.empty_like(x), None
-    for stage in range(n.bit_length() - 1):
-        shape = (before, n >> stage + 1, 2, 1 << stage, behind)
-        pairs, out = source.view(shape), target.view(shape)
-        torch.add(pairs[:, :, 0], pairs[:, :, 1], out=out[:, :, 0])
-        torch.sub(pairs[:, :, 0], pairs[:, :, 1], out=out[:, :, 1])
-        spare = torch.empty_like(x) if spare is None else spare
-        source, target, spare = target, spare, target
-    return source
-
-
-def orthonormal(x: Tensor, dim: int) -> Tensor:
-    """The transform across one axis of a float tensor, then one product with 1 / sqrt(n); x itself if n is 1."""
-    n = x.shape[dim]
-    return x if n == 1 else transform(x, dim).mul_(1 / math.sqrt(n))
-
-
-class _Transform(torch.autograd.Function):
-    """The orthonormal or plain transform along the last axis: its own transpose."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, normalize: bool) -> Tensor:
-        ctx.normalize = normalize
-        wide = x.to(accumulate_dtype(x))
-        y = orthonormal(wide, x.ndim - 1) if normalize else transform(wide, x.ndim - 1)
-        return y.to(x.dtype) if y is not x else x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
-        return _Transform.apply(dy, ctx.normalize), None
-
-
-def hadamard_transform(x: Tensor, normalize: bool = True) -> Tensor:
-    """Walsh-Hadamard transform along the last axis, Sylvester order.
-
-    Args:
-        x: float [..., n], or integer with ``normalize=False``; n a power of two.
-        normalize: divide by sqrt(n).
-
-    Returns:
-        y [..., n] in the dtype of x; int32 for integer x.
-
-    Raises:
-        ShapeError: n is not a power of two. ParameterError: integer x with ``normalize=True``.
-        DTypeError: neither float nor integer.
-    """
-    if x.ndim == 0 or not is_power_of_two(x.shape[-1]):
-        raise ShapeError(f"x has shape {list(x.shape)}: expected [..., n] with n a power of two; pad it")
-    if x.dtype in INTEGERS:
-        if normalize:
-            raise ParameterError(f"x is {x.dtype} and normalize is True: integers stay exact only with normalize=False")
-        wide = x.to(torch.int32)
-        y = transform(wide, x.ndim - 1)
-        return y.clone() if y is x else y
-    require_float("x", x)
-    result: Tensor = _Transform.apply(x, normalize)
-    return result
 
 
 def _check(x: Tensor, w: Tensor, alpha: Tensor | None, beta: Tensor | None) -> None:

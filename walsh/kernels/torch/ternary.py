@@ -3,7 +3,7 @@
     gamma = mean(abs(w)) + 1e-8,   q = clip(rint(w / gamma), -1, 1),   w [...], q int8 [...]
 
 after Ma et al., *The Era of 1-bit LLMs* (arXiv 2402.17764), section 2. Rounding half to even sends a ratio of exactly
-one half to 0, so no division is needed: ``q = (w > gamma / 2) - (w < -gamma / 2)``.
+one half to 0, so no division is needed: q is the sign of w where ``abs(w) > gamma / 2``, and 0 elsewhere.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import hardshrink
 
 from walsh.errors import DTypeError, FormatError, NonFiniteError, ParameterError, ShapeError
 from walsh.kernels.torch._check import (
@@ -25,6 +26,9 @@ from walsh.kernels.torch._check import (
 )
 
 RULES = ("absmean", "round")
+
+PIECE = 1 << 17
+"""Weights that are widened to float64 at a time: 1 MiB."""
 
 
 def _threshold(t: float, dtype: torch.dtype) -> float:
@@ -46,6 +50,15 @@ def check_ternary(w: Tensor, rule: str, ste_clip: float | None = None) -> None:
         raise ShapeError(f"w has shape {list(w.shape)}: expected at least one weight to take the mean of")
 
 
+def _absmean(w: Tensor) -> float:
+    """In float64 whatever w is, so that codes do not depend on the order of this sum in any but freak cases."""
+    if not w.is_cpu or not w.is_contiguous():
+        return float(w.abs().mean(dtype=torch.float64))
+    # Piece by piece, so that the wider numbers stay in the cache; copied, because float64 would not be.
+    pieces = (piece.to(torch.float64, copy=True) for piece in torch.split(w.view(-1), PIECE))
+    return sum(float(piece.abs_().sum()) for piece in pieces) / w.numel()
+
+
 def ternary(w: Tensor, rule: str = "absmean") -> tuple[Tensor, Tensor]:
     """Ternary codes of a weight tensor and the scale that they leave out.
 
@@ -63,14 +76,12 @@ def ternary(w: Tensor, rule: str = "absmean") -> tuple[Tensor, Tensor]:
     check_ternary(w, rule)
     w = w.detach()
     wide = w if w.dtype in (torch.float32, torch.float64) else w.float()
-    # In float64 whatever w is, so that the codes do not depend on the order of this sum in any but freak cases.
-    mean = float(wide.abs().mean(dtype=torch.float64))
+    mean = _absmean(wide)
     if not math.isfinite(mean):
         raise NonFiniteError("w holds NaN or infinity: expected finite weights; look for a diverged update")
     gamma = mean + 1e-8 if rule == "absmean" else 1.0
     threshold = _threshold(gamma / 2, wide.dtype)
-    q = torch.gt(wide, threshold).view(torch.int8)
-    q -= torch.lt(wide, -threshold).view(torch.int8)
+    q = hardshrink(wide, threshold).sign_().to(torch.int8)
     return q, torch.tensor(gamma, dtype=wide.dtype, device=w.device)
 
 
