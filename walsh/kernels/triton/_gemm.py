@@ -406,7 +406,8 @@ def choose_blocks(
     # Without tensor cores 64 products in a straight line spill: every operand is a register.
     unroll = d <= 2 or (d <= 8 and not wide)
     if interpreting():
-        bm, bn, bk = (max(16, min(128, next_power_of_two(size))) for size in (rows, cols, reds))
+        # At least two steps of a sum of any length, so that vectors see them added.
+        bm, bn, bk = (max(16, min(128, next_power_of_two(size))) for size in (rows, cols, cdiv(reds, 2)))
         return Blocks(bm, bn, bk, 4, 1, unroll)
     rule = _rule(rows, cols, d, dot, device, fast, unroll)
     # The fast form holds transformed tiles beside the accumulators: what is best for it is another question.
@@ -435,7 +436,7 @@ def _rule(rows: int, cols: int, d: int, dot: torch.dtype, device: torch.device, 
     bn = max(16, min(blocks.bn if bm == blocks.bm else 32, next_power_of_two(cols)))
     while bn > (32 if d == 8 and not wide else 16) and cdiv(rows, bm) * cdiv(cols, bn) < processors(device):
         bn //= 2
-    return Blocks(bm, bn, blocks.bk, blocks.warps, blocks.stages, unroll)
+    return Blocks(bm, bn, blocks.bk, blocks.warps, blocks.stages, blocks.unroll)
 
 
 def choose_splits(rows: int, cols: int, reds: int, blocks: Blocks, device: torch.device) -> int:

@@ -45,7 +45,8 @@ def _tile(op: str, q: Tensor, keys: int, dot: torch.dtype) -> Tile:
     """Queries and keys per tile and warps: measured on this device, or by rule."""
     tokens, features = q.shape[1], q.shape[3]
     if interpreting():
-        return Tile(max(1, min(128, next_power_of_two(tokens))), max(1, min(128, next_power_of_two(keys))))
+        # Few keys, so that short sequences too take several tiles and their sums are rescaled.
+        return Tile(max(1, min(128, next_power_of_two(tokens))), max(1, min(16, next_power_of_two(keys))))
     wide = dot in (torch.float32, torch.float64)
     side = 16 if wide else 32
     if op == "attention":

@@ -96,7 +96,8 @@ def _row_losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     kind = accumulate_dtype(logits)
     losses, sums = logits.new_empty((count,), dtype=kind), logits.new_empty((count,), dtype=kind)
     if interpreting():
-        block = min(next_power_of_two(vocabulary), 1 << 13)
+        # Several blocks of any vocabulary worth the name, so that their sums are rescaled.
+        block = max(64, min(next_power_of_two(vocabulary) // 16, 1 << 13))
         tile = Rows(min(next_power_of_two(count), max(1, (1 << 16) // block)), block)
     else:
         rule = Rows(1, min(next_power_of_two(vocabulary), 2048))

@@ -86,7 +86,7 @@ def backward(
 def choose_blocks(cols: int, reds: int, count: int, n: int, dot: torch.dtype, device: torch.device) -> Blocks:
     """Tile sizes of the second launch, BM x BN of dw and BK rows a step: measured on this device, else by rule."""
     if interpreting():
-        bm, bn, bk = (max(1, min(64, next_power_of_two(size))) for size in (cols, reds, count))
+        bm, bn, bk = (max(1, min(64, next_power_of_two(size))) for size in (cols, reds, cdiv(count, 2)))
         return Blocks(bm, bn, bk, 4, 1)
     wide = dot in (torch.float32, torch.float64)
     # Without tensor cores operands are registers too; n = 32 has no smaller tile that AMD takes without a spill.

@@ -52,7 +52,7 @@ def tile_rule(rows: int, cols: int, n: int, dot: torch.dtype) -> tuple[int, int]
 def choose_blocks(count: int, cols: int, reds: int, n: int, dot: torch.dtype, device: torch.device) -> Blocks:
     """Tile sizes of the fused kernel: measured on this device if ``configs.json`` has them, else by rule."""
     if interpreting():
-        bm, bn, bk = (max(1, min(64, next_power_of_two(size))) for size in (count, cols, reds))
+        bm, bn, bk = (max(1, min(64, next_power_of_two(size))) for size in (count, cols, cdiv(reds, 2)))
         return Blocks(bm, bn, bk, 4, 1)
     wide = dot in (torch.float32, torch.float64)
     bm, bn = tile_rule(count, cols, n, dot)

@@ -86,6 +86,7 @@ def _strict_cache(params: Mapping[str, Any], inputs: Mapping[str, Array]) -> dic
             store.append(inputs[f"k.{argument}"], inputs[f"v.{argument}"], counts)
             positions = plain.append(inputs[f"k.{argument}"], inputs[f"v.{argument}"], counts)
         elif verb == "attend":
+            store.attend(inputs[f"q.{argument}"], positions)
             keys, values = (part.astype(np.float32) for part in _masked(plain))
             outputs[f"o.{argument}"] = strict.attention(inputs[f"q.{argument}"], keys, values, positions)
         elif verb == "fork":

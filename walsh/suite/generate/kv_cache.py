@@ -258,6 +258,12 @@ def _invalid() -> Iterator[Group]:
             ("fork-row", "no such sequence", [["append", "a", None], ["fork", [0, -1]]], "RangeError"),
             ("counts-more", "more tokens than there are", [["append", "a", [4, 1]]], "RangeError"),
             ("counts-length", "a count for each sequence", [["append", "a", [1]]], "ShapeError"),
+            (
+                "attend-past-length",
+                "positions that one sequence no longer has",
+                [["append", "a", None], ["truncate", [3, 2]], ["attend", "a"]],
+                "RangeError",
+            ),
         ]
         for name, comment, script, error in cases:
             inputs = _used(tensors_of(group.draw(name), 2, 1, 2, a=3, b=2), script)

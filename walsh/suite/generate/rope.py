@@ -154,6 +154,14 @@ def _strict() -> Group:
         {"x": x[:1, :, :, :], "inv_freq": near, "positions": _at([1, 2, 1000])},
         flags=[f.SUM_ORDER],
     )
+    alone = np.zeros((3, 1, 4), dtype=np.float32)
+    alone[..., ::2] = 1
+    group.add(
+        "near-zeros-alone",
+        "x = (1, 0): cosine and sine themselves, also where one is all that reduction leaves",
+        {"x": alone, "inv_freq": near, "positions": _at([1, 2, 1000])},
+        flags=[f.SUM_ORDER],
+    )
     group.add(
         "no-tokens",
         "no rows",
