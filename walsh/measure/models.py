@@ -21,8 +21,10 @@ from walsh.measure.checks import generator, share, to_double
 from walsh.measure.plain import Plain, Weights, as_codes, densify, make_config, make_weights
 from walsh.reference.config import weight_shapes
 
-INT8_TOLERANCE = 0.2
-"""Of logits under int8 activations: one rounding that falls the other way moves every later one."""
+INT8_TOLERANCE = 0.3
+"""Of logits under int8 activations, over their rms: one rounding that falls the other way moves every later one, up to
+0.19 in the largest of 50,257 after 256 tokens. One wrong matrix moves them by more than 1.
+"""
 FLOAT_TOLERANCE = 1e-3
 
 
@@ -99,9 +101,9 @@ class Model:
 
         return logits
 
-    def check_logits(self, bits: int | None, tolerance: float | None = None) -> Check:
+    def check_logits(self, bits: int | None) -> Check:
         """Logits of the last position of one sequence, against the definition with these activations."""
-        allowed = tolerance or (INT8_TOLERANCE if bits else FLOAT_TOLERANCE)
+        allowed = INT8_TOLERANCE if bits else FLOAT_TOLERANCE
 
         def check(inputs: Inputs, output: Tensor, seed: int) -> float:
             row = seed % inputs["ids"].shape[0]

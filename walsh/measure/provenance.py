@@ -13,7 +13,8 @@ from walsh import __version__
 from walsh.suite.report import find_commit
 
 PACKAGES = ("numpy", "torch", "triton", "wasmtime", "safetensors", "zstandard", "liger-kernel", "cut-cross-entropy",
-            "fast-hadamard-transform", "hadamard-transform", "llama-cpp-python")  # fmt: skip  # one list, not a column
+            "fast-hadamard-transform", "hadamard-transform", "llama-cpp-python",
+            "gguf")  # fmt: skip  # one list, not a column
 """What can compute or be compared with."""
 
 
