@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 from collections.abc import Callable
@@ -443,6 +444,31 @@ def test_hadamard_transform_is_the_matrix_and_exact_on_integers() -> None:
         np.testing.assert_array_equal(kernels.hadamard_transform(z).numpy(), reference.hadamard_transform(z.numpy()))
 
 
+@pytest.mark.parametrize(("rows", "n"), [(5000, 32), (4100, 64), (2100, 128), (70, 4096), (3, 2048)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_large_transform_is_rounded_once(rows: int, n: int, dtype: torch.dtype) -> None:
+    """In whichever pieces and products it is formed; sums of these whole numbers are exact in any order."""
+    x = torch.randint(-7, 8, (rows, n))
+    h = torch.tensor(sylvester(n)).double()
+    expected = ((x.double() @ h).float() * (1 / math.sqrt(n))).to(dtype)
+    assert torch.equal(kernels.hadamard_transform(x.to(dtype)), expected)
+    turned = x.to(dtype).t().contiguous().t()
+    assert torch.equal(kernels.hadamard_transform(turned), expected)
+    plain = kernels.hadamard_transform(x.to(dtype), normalize=False)
+    assert torch.equal(plain, (x.double() @ h).to(dtype))
+
+
+def test_a_product_that_rounds_twice_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("walsh.kernels.torch.hadamard_transform")
+    x = torch.randint(-7, 8, (5000, 32)).bfloat16()
+    expected = kernels.hadamard_transform(x)
+    monkeypatch.setattr(module, "_rounds_once", lambda _: False)
+    assert torch.equal(kernels.hadamard_transform(x), expected)
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "_one_product", lambda x, factor: (x @ module._matrix(x.shape[1], x)) * factor)
+    assert not module._rounds_once.__wrapped__(32)
+
+
 # --- attention and its cache
 
 
@@ -508,6 +534,44 @@ def test_cache_keeps_a_length_per_sequence() -> None:
         cache.truncate(torch.tensor([1, 0]))
     with pytest.raises(errors.RangeError):
         cache.fork([2])
+
+
+def test_slots_that_nobody_sees_cannot_spoil_a_cache() -> None:
+    cache = kernels.KVCache(2, 9, 3, 4)
+    k, v, q = (torch.randn(2, 3, 3, 4) for _ in range(3))
+    cache.append(k, v)
+    cache.keys[:, 3:], cache.values[:, 3:] = math.nan, math.inf
+    for positions in (torch.tensor([[2], [2]]), torch.tensor([[2], [0]]), torch.tensor([[2], [-1]])):
+        found = cache.attend(q[:, :1], positions)
+        for b, end in enumerate(positions[:, 0].tolist()):
+            expected = plain_attention(q[b, 0], k[b, : end + 1], v[b, : end + 1])
+            torch.testing.assert_close(found[b, 0], expected)
+    # One of the two still sees a slot that the other must not.
+    cache.keys[0, 2] = math.nan
+    found = cache.attend(q[:, :1], torch.tensor([[1], [2]]))
+    torch.testing.assert_close(found[0, 0], plain_attention(q[0, 0], k[0, :2], v[0, :2]))
+    torch.testing.assert_close(found[1, 0], plain_attention(q[1, 0], k[1], v[1]))
+    assert torch.isnan(cache.attend(q[:1].expand(2, 3, 3, 4)[:, :1], torch.tensor([[2], [2]]))[0]).all()
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """q [H, d] over k, v [S, H, d]; zeros over nothing."""
+    return torch.einsum("hs,shd->hd", (torch.einsum("hd,shd->hs", q, k) / math.sqrt(q.shape[-1])).softmax(-1), v)
+
+
+def test_whole_appends_equal_counted_ones() -> None:
+    whole, counted = kernels.KVCache(2, 6, 2, 4), kernels.KVCache(2, 6, 2, 4)
+    for tokens in (3, 1, 2):
+        k, v = torch.randn(2, tokens, 2, 4), torch.randn(2, tokens, 2, 4)
+        positions = whole.append(k, v)
+        assert torch.equal(positions, counted.append(k, v, torch.full((2,), tokens)))
+        assert positions.dtype == torch.int64
+        positions += 1  # what is returned is nobody else's
+    for name in ("keys", "values", "lengths"):
+        assert torch.equal(getattr(whole, name), getattr(counted, name))
+    with pytest.raises(errors.CapacityError):
+        whole.append(k[:, :1], v[:, :1])
+    kernels.KVCache(0, 6, 2, 4).append(k[:0], v[:0])
 
 
 # --- embeddings and losses
@@ -612,6 +676,43 @@ def test_rope_turns_by_the_position() -> None:
     angles = (123456.0, 123456.0 / 100)
     expected = [f(angle) for angle in angles for f in (math.cos, math.sin)]
     np.testing.assert_allclose(y.numpy(), expected, atol=1e-10)
+
+
+def test_default_positions_count_from_zero_whatever_was_asked_before() -> None:
+    for tokens, theta, dtype in itertools.product((5, 3), (1e4, 1e2), (torch.float32, torch.float64, torch.bfloat16)):
+        with torch.inference_mode():
+            kernels.rope(torch.ones(tokens, 2, 4, dtype=dtype), theta=theta)
+        x = leaf(2, tokens, 2, 4, dtype=dtype)
+        y = kernels.rope(x, theta=theta)
+        assert torch.equal(y, kernels.rope(x, torch.arange(tokens), theta))
+        close(y, reference.rope(x.detach().double().numpy(), theta=theta), x.detach().double().norm())
+        y.sum().backward()
+        assert x.grad is not None
+
+
+def test_rope_of_views_and_its_second_derivative() -> None:
+    x = torch.randn(2 * 3 * 2 * 4 + 1)[1:].view(2, 3, 2, 4)
+    expected = kernels.rope(x.clone())
+    assert torch.equal(kernels.rope(x), expected)
+    assert torch.equal(kernels.rope(strided(x)), expected)
+    z = x.clone().requires_grad_()
+    (dz,) = torch.autograd.grad(kernels.rope(z).square().sum() / 2, z, create_graph=True)
+    torch.testing.assert_close(dz, z)  # a rotation keeps lengths
+    (second,) = torch.autograd.grad(dz.sum(), z)
+    torch.testing.assert_close(second, torch.ones_like(z))
+
+
+@pytest.mark.parametrize("levels", [3, 40, 10**6])
+def test_candidates_of_the_sampler_are_all_that_the_definition_keeps(levels: int) -> None:
+    """Ties at every edge of the candidates, prefixes that end early, late and never."""
+    logits = np.random.default_rng(levels).integers(-levels, levels, (3, 6000)) / np.float32(levels / 6)
+    logits = logits.astype(np.float32)
+    logits[0, ::7] = -0.0
+    for top_k, top_p in ((1, 1.0), (50, 0.9), (1499, 1.0), (1501, 0.3), (0, 0.2), (0, 0.9), (0, 1.0)):
+        for seed in range(3):
+            given = {"temperature": 0.7, "top_k": top_k, "top_p": top_p, "seed": seed, "position": 5}
+            expected = reference.sample(logits, **given)
+            assert kernels.sample(torch.from_numpy(logits), **given).tolist() == expected.tolist()
 
 
 # --- the model

@@ -6,6 +6,7 @@ The transform is a product with the Sylvester matrix of at most 64 rows, whose e
 product along the low bits of the index and the transform along the high bits, H_ab = H_a (x) H_b, piece by piece so
 that what lies between stays in the cache. That does more additions than radix-2 butterflies, but passes over the data
 two or three times instead of log2 n times, and data passes are what a CPU waits for. Then one product with 1 / sqrt(n).
+bfloat16 is widened piece by piece, or not at all where a product of this CPU is found to add in float32 and round once.
 Integers, and float64 in the order of the definition, are transformed by butterflies (Fino and Algazi, *Unified matrix
 treatment of the fast Walsh-Hadamard transform*, 1976).
 """
@@ -28,6 +29,9 @@ RADIX = 64
 
 PIECE = 1 << 18
 """Elements that are transformed at a time where one product is not enough: 1 MiB, within a core's own cache."""
+
+PROBE_ROWS = 4096
+"""Rows of the product by which :func:`_rounds_once` judges, and of the smallest one that it allows."""
 
 _MATRICES: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
@@ -90,7 +94,7 @@ def orthonormal(x: Tensor, dim: int) -> Tensor:
 
 
 def _one_product(x: Tensor, factor: float) -> Tensor:
-    """``factor * (x H)`` for x [rows, n] of any dtype whose products are rounded once."""
+    """``factor * (x H)`` for bfloat16 x [rows, n]. Not for float32, whose product takes the factor before it adds."""
     return torch.addmm(x.new_empty(()), x, _matrix(x.shape[1], x), beta=0, alpha=factor)
 
 
@@ -100,7 +104,7 @@ def _rounds_once(n: int) -> bool:
 
     The sums are whole numbers below 2^24, so that their order does not matter.
     """
-    x = (torch.arange(4096 * n) * 97 % 251 - 125).view(4096, n)
+    x = (torch.arange(PROBE_ROWS * n) * 97 % 251 - 125).view(PROBE_ROWS, n)
     factor = 1 / math.sqrt(n)
     expected = (x.float() @ _matrix(n, x.float())).mul_(factor).bfloat16()
     return torch.equal(_one_product(x.bfloat16(), factor), expected)
@@ -109,14 +113,12 @@ def _rounds_once(n: int) -> bool:
 def _along_rows(x: Tensor, factor: float) -> Tensor:
     """``factor`` times the transform of each row of contiguous x [rows, n], n > 1; new memory in the dtype of x."""
     rows, n = x.shape
-    compiling = torch.compiler.is_compiling()
-    if n <= RADIX and (
-        x.dtype == torch.float32
-        # Less than this may take another path through PyTorch than the one that was tried.
-        or (x.dtype == torch.bfloat16 and x.is_cpu and rows >= 4096 and n >= 16 and not compiling and _rounds_once(n))
-    ):
+    short, eager = n <= RADIX, x.is_cpu and not torch.compiler.is_compiling()
+    # Fewer elements than the probe's may take another path through PyTorch than the one that was tried.
+    if short and eager and x.dtype == torch.bfloat16 and rows >= PROBE_ROWS and n >= 16 and _rounds_once(n):
         return _one_product(x, factor)
-    if x.dtype == torch.float64 or not x.is_cpu or compiling or rows * n <= PIECE:
+    narrow = x.dtype in (torch.bfloat16, torch.float16)
+    if x.dtype == torch.float64 or not eager or rows * n <= PIECE or (short and not narrow):
         return transform(x.to(accumulate_dtype(x)), 1).mul_(factor).to(x.dtype)
     y, step = torch.empty_like(x), max(PIECE // n, 1)
     for start in range(0, rows, step):
