@@ -17,6 +17,9 @@ from walsh.errors import DTypeError, ParameterError, RangeError, ShapeError
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
+ONE_THREAD = 1 << 15
+"""Elements up to which PyTorch keeps an elementwise operation or a reduction on the thread that called it."""
+
 
 def require_float(name: str, x: Tensor) -> None:
     """Raise DTypeError unless x is float32, float64, bfloat16 or float16."""
@@ -85,7 +88,11 @@ def require_ternary(name: str, q: Tensor) -> None:
     """Raise ParameterError unless every element is -1, 0 or +1."""
     if q.numel() == 0 or not values_can_be_read(q):
         return
-    least, most = (int(v) for v in torch.aminmax(q))
+    # The weights of one layer are read on one thread, a part at a time: to wake the others costs more than it saves.
+    single = q.is_cpu and q.numel() <= 3 * ONE_THREAD and q.is_contiguous()
+    parts = torch.split(q.view(-1), ONE_THREAD) if single else (q,)
+    extremes = [int(v) for part in parts for v in torch.aminmax(part)]
+    least, most = min(extremes), max(extremes)
     if least < -1 or most > 1:
         wrong = least if least < -1 else most
         raise ParameterError(f"{name} holds code {wrong}: expected -1, 0 or 1; make codes with `ternary`")
