@@ -15,8 +15,8 @@ settings.register_profile("ci", max_examples=40, stateful_step_count=20, derando
 settings.register_profile("brief", max_examples=4, stateful_step_count=6, derandomize=True, print_blob=True, **COMMON)
 settings.register_profile(
     "deep",
-    max_examples=2000,
-    stateful_step_count=60,
+    max_examples=500,
+    stateful_step_count=40,
     print_blob=True,
     phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.target, Phase.shrink],
     **COMMON,

@@ -169,7 +169,7 @@ def parts() -> tuple[Part, ...]:
             {},
             "wasm",
         ),
-        Part("properties", "properties, 2,000 examples of each", properties, _pytest(2000), deep, "torch"),
+        Part("properties", "properties, 500 examples of each", properties, _pytest(500), deep, "torch"),
         Part(
             "triton-properties",
             "properties of Triton kernels in the interpreter, 40 examples of each",
