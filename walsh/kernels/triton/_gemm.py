@@ -424,13 +424,15 @@ def _rule(rows: int, cols: int, d: int, dot: torch.dtype, device: torch.device, 
         if d == 8:
             # As many accumulators per thread in twice the threads: with half of both, sm_80 spills.
             blocks = Blocks(32, 16, 16, 8, 1, unroll)
+        elif d > 8:
+            blocks = replace_fields(blocks, warps=8)
     elif fast:
         # Transformed tiles of p and q live beside the accumulators; of octonions not the unrolled corrections too.
         blocks = Blocks(32, 16, 16, 8, 2, False) if d >= 8 else Blocks(64, 256 // d, 16, 8, 2, unroll)
     else:
         blocks = TENSOR_CORE_BLOCKS[d]
-        if d >= 8 and dot != torch.int8:
-            # Products of 32 steps with eight and more accumulators spill; int8 tensor cores take no fewer.
+        if d >= 4 and dot != torch.int8:
+            # Products of 32 steps with four and more accumulators spill; int8 tensor cores take no fewer.
             blocks = replace_fields(blocks, bk=16)
     bm = max(16, min(blocks.bm, next_power_of_two(rows)))
     bn = max(16, min(blocks.bn if bm == blocks.bm else 32, next_power_of_two(cols)))

@@ -56,6 +56,8 @@ def choose_blocks(count: int, cols: int, reds: int, n: int, dot: torch.dtype, de
         return Blocks(bm, bn, bk, 4, 1)
     wide = dot in (torch.float32, torch.float64)
     bm, bn = tile_rule(count, cols, n, dot)
+    # Operands of 64 columns are registers too where there are no tensor cores.
+    bn = min(bn, 32) if wide else bn
     bk = 16 if wide or (n > 32 and dot != torch.int8) else 32
     small = n * bm * bn <= 2048
     # 64 blocks fill the registers of any number of threads: the more, the fewer each lacks.
