@@ -43,8 +43,22 @@ NAMED = {
 }
 """What tests of an op are called, where not by its name."""
 
-STRICT = ("activations", "attention", "cayley_dickson", "embedding", "hadamard", "head_mixer", "kv_cache", "rms_norm",
-          "rope", "swiglu")  # fmt: skip  # one list, not a column
+STRICT = {
+    "_arithmetic": ("swiglu", "exp or sum or sincos or quantise or integer or strictly"),
+    "activations": ("activations", "quantise"),
+    "attention": ("attention", "attention or queries or split"),
+    "cayley_dickson": ("cayley_dickson", "cayley or strided"),
+    "embedding": ("embedding", "embedding or tables"),
+    "forward": ("forward", "model or logits or generat or sequence or past or weights"),
+    "hadamard": ("hadamard", "hadamard or strided"),
+    "head_mixer": ("head_mixer", "mixer"),
+    "kv_cache": ("kv_cache", "cache"),
+    "rms_norm": ("rms_norm", "rms_norm or nan or strided"),
+    "rope": ("rope", "rope"),
+    "sampling": ("sampling", "sample or uniform or splitmix"),
+    "swiglu": ("swiglu", "swiglu or nan"),
+}
+"""File of strict arithmetic: the op whose vectors, and the tests that, must notice."""
 
 TARGETS = {
     **{
@@ -54,10 +68,10 @@ TARGETS = {
     },
     "walsh/reference/_model.py": f"{VECTORS} --op forward && {PYTEST} tests/test_reference_forward.py",
     "walsh/reference/forward.py": f"{VECTORS} --op forward && {PYTEST} tests/test_reference_forward.py",
-    "walsh/reference/strict/_arithmetic.py": f"{VECTORS} --lane strict --op swiglu --op rope --op attention",
-    **{f"walsh/reference/strict/{op}.py": f"{VECTORS} --lane strict --op {op}" for op in STRICT},
-    "walsh/reference/strict/sampling.py": f"{VECTORS} --op sampling",
-    "walsh/reference/strict/forward.py": f"{VECTORS} --op forward",
+    **{
+        f"walsh/reference/strict/{name}.py": f"{VECTORS} --op {op} && {PYTEST} tests/test_strict.py -k '{tests}'"
+        for name, (op, tests) in STRICT.items()
+    },
     "walsh/suite/comparer.py": f"{PYTEST} tests/suite/test_comparer.py",
     "walsh/suite/guard.py": f"{PYTEST} tests/mutation tests/suite/test_runner.py tests/suite/test_cheats.py",
     "walsh/suite/runner.py": f"{PYTEST} tests/suite/test_runner.py tests/suite/test_cheats.py",
