@@ -65,8 +65,8 @@ def append_kernel(
             finite = tl.min(good.to(tl.int32), 1) == 1
             scale = scale_of(tl.max(tl.where(good, size, 0.0), 1), finite)
             tl.store(stored + row * features + feature, codes_of(x, scale[:, None]), mask=inside)
-            worth = divide(tl.full((BH,), 1.0, tl.float32), scale)
-            tl.store(worths + row, worth[:, None], mask=(head < heads) & (token + head * 0 < added))
+            worth = divide(tl.full((BH,), 1.0, scale.dtype), scale)
+            tl.store(worths + row, worth.to(tl.float32)[:, None], mask=(head < heads) & (token + head * 0 < added))
         else:
             tl.store(stored + row * features + feature, narrow(x, stored.dtype.element_ty), mask=inside)
 

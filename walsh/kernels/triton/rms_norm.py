@@ -114,7 +114,8 @@ def _tile(op: str, x: Tensor, widest: int) -> Rows:
     """Rows of a program, each held whole, and warps: by rule 8 for rows of more than ``widest`` features, else 4."""
     count, cols = rows(x), x.shape[-1]
     block = next_power_of_two(cols)
-    room = 1 << 16 if interpreting() else 4096
+    # Half as many numbers of twice the size stay in registers.
+    room = 1 << 16 if interpreting() else 2048 if x.dtype == torch.float64 else 4096
     rule = Rows(max(1, min(next_power_of_two(count), room // block)), block, 8 if block > widest else 4)
     return rule if interpreting() else configured(shape_of(op, (count, cols, 1), 1, x.dtype), x.device, rule)
 
