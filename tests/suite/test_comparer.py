@@ -228,3 +228,24 @@ def test_scalars_and_empty_tensors(shape):
     if zeros.size:
         assert check(zeros + 1, zeros).index == ()
         assert ulp(zeros + 1, np.zeros(shape)).index == ()
+
+
+@pytest.mark.parametrize(
+    ("distance", "label"),
+    [(0, "0"), (1, "1"), (2, "2"), (3, "3-4"), (4, "3-4"), (5, "5-8"), (9, "9-16"), (16, "9-16"), (17, "17-64"),
+     (65, "65-1024"), (1025, "1025-1048576"), (2**20, "1025-1048576"), (2**20 + 1, ">1048576"), (np.inf, "nan/inf")],
+)  # fmt: skip  # a table
+def test_every_distance_has_its_bin(distance, label):
+    assert histogram(np.array([distance], dtype=np.float64)) == {label: 1}
+
+
+def test_no_error_takes_no_share_of_a_budget_of_nothing():
+    assert Budget().share == 1.0
+    assert ulp(f32(1.0), [1.0]).share == 0.0
+    assert bound(f32(2.0), [2.0], magnitude=0.0).share == 0.0
+
+
+def test_the_worst_place_is_told_among_right_ones():
+    found = ulp(f32(1.0, 1.0, 1.0 + 2**-23, 1.0 + 2**-22), [1.0, 1.0, 1.0, 1.0], budget=0.5)
+    assert list(found.index) == [3]
+    assert found.ulp == 2

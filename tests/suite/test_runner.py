@@ -437,3 +437,23 @@ def test_outcomes_can_be_written_as_json(run, toys):
 
     for outcome in run(make(toys, wrong_integers)).outcomes:
         json.dumps(case_line(outcome), allow_nan=False)
+
+
+@pytest.mark.parametrize(("description", "own"), [({}, False), ({"own": False}, False), ({"own": True}, True)])
+def test_only_our_own_backends_are_held_to_narrowed_budgets(run, toys, monkeypatch, description, own):
+    asked = []
+    budget = toys.policy.budget
+
+    class Asked:
+        def __getattr__(self, name):
+            return getattr(toys.policy, name)
+
+        def budget(self, case, dtype, backend, own):
+            asked.append(own)
+            return budget(case, dtype, backend, own)
+
+    backend = make(toys, lambda right, *_: right(), **description)
+    cases = [outcome.case for outcome in run(toys.Butterfly()).outcomes]
+    run_backend(backend, cases, Asked())
+    assert asked
+    assert set(asked) == {own}

@@ -257,3 +257,13 @@ def test_a_magnitude_is_finite_where_the_result_is(toys, tmp_path, magnitude, fi
     else:
         with pytest.raises(VectorError, match="magnitude of y"):
             write_group(tmp_path, document)
+
+
+@pytest.mark.parametrize("place", ["attention/exact.json", "swiglu/exact.json", "hadamard/a.json", "hadamard/z.json"])
+def test_a_file_lies_where_it_says(toys, tmp_path, place):
+    toys.write_suite(tmp_path, [toys.group([toys.exact_test(1)])])
+    wrong = tmp_path / "vectors" / place
+    wrong.parent.mkdir(exist_ok=True)
+    (tmp_path / "vectors/hadamard/exact.json").rename(wrong)
+    with pytest.raises(VectorError, match=r"the file must be hadamard/exact\.json"):
+        write_manifest(tmp_path)
