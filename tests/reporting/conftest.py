@@ -122,9 +122,9 @@ def stored(tmp_path: Path) -> Path:
     write_run(root / "cpu" / "rows.jsonl", make_run(usual_rows(), counts=COUNTS))
     write_run(root / "cpu" / "previous.jsonl", make_run(usual_rows(2.8), "2026-01-01T03:04:05+00:00", COUNTS[:1]))
     (root / "deep").mkdir()
-    (root / "deep" / "kill-matrix.json").write_text(
-        json.dumps({"killed": 1, "mutants": [{"op": "rope", "backend": "torch", "status": "killed"}]}), encoding="utf-8"
-    )
+    for name, backend, statuses in (("", "torch", ["killed"]), ("-rust", "rust", ["killed", "survived"])):
+        found = [{"op": "rope", "backend": backend, "status": status} for status in statuses]
+        (root / "deep" / f"kill-matrix{name}.json").write_text(json.dumps({"mutants": found}), encoding="utf-8")
     (root / "training" / "tiny" / "metrics.jsonl").write_text(
         '{"kind": "evaluation", "step": 10, "loss": 2.5, "bits_per_byte": 1.9}\n', encoding="utf-8"
     )

@@ -129,27 +129,35 @@ def _parity_cell(counts: Counter[str] | None) -> Cell:
 
 
 def kill_matrix(material: Material) -> Section:
-    """Seeded bugs by op, and how many the vectors kill."""
-    if material.kills is None:
+    """Seeded bugs by op and backend, and how many the vectors kill."""
+    if not material.kills:
         return Section("kills", "Kill matrix", (missing("the kill matrix", "nox -s deep -- --part mutants"),))
-    kills = material.kills
     groups: dict[tuple[str, str], Counter[str]] = {}
-    for mutant in kills["mutants"]:
-        groups.setdefault((mutant["op"], mutant["backend"]), Counter())[mutant["status"]] += 1
-    statuses = ("killed", "excused", "survived", "broken")
+    for campaign in material.kills:
+        for mutant in campaign["mutants"]:
+            groups.setdefault((mutant["op"], mutant["backend"]), Counter())[mutant["status"]] += 1
+    backends = [name for name in _BACKENDS if any(backend == name for _, backend in groups)]
     rows = [
-        [op, backend, *(_kill_cell(status, counts[status]) for status in statuses)]
-        for (op, backend), counts in sorted(groups.items())
+        [op, *(_kill_cell(groups.get((op, backend), Counter())) for backend in backends)]
+        for op in sorted({op for op, _ in groups})
     ]
-    total = len(kills["mutants"])
-    text = f"{kills['killed']} of {total} seeded bugs are killed by the vectors alone."
-    table = make_table("Seeded bugs by what became of them", ("op", "backend", *statuses), rows)
-    return Section("kills", "Kill matrix", (Paragraph(text, "good" if kills["killed"] == total else "quiet"), table))
+    total = sum(counts.total() for counts in groups.values())
+    killed = sum(counts["killed"] for counts in groups.values())
+    text = f"{killed} of {total} seeded bugs are killed by the vectors alone."
+    table = make_table("Seeded bugs that the vectors kill", ("op", *backends), rows)
+    return Section("kills", "Kill matrix", (Paragraph(text, "good" if killed == total else "quiet"), table))
 
 
-def _kill_cell(status: str, count: int) -> Cell:
-    tone = "" if not count else {"killed": "good", "excused": "quiet"}.get(status, "bad")
-    return Cell(str(count) if count else "", float(count), tone)
+_BACKENDS = ("reference", "torch", "triton", "rust")
+"""Where bugs are seeded: NumPy, PyTorch, Triton in its interpreter, and the engine."""
+
+
+def _kill_cell(counts: Counter[str]) -> Cell:
+    """The number of killed ones, and what became of the others."""
+    killed, others = counts["killed"], {status: count for status, count in sorted(counts.items()) if status != "killed"}
+    words = ", ".join([str(killed), *(f"{count} {status}" for status, count in others.items() if count)])
+    tone = "bad" if set(others) - {"excused"} else "quiet" if others else "good"
+    return Cell(words, float(killed), tone) if counts else Cell("", 0.0)
 
 
 def teeth(material: Material) -> Section:

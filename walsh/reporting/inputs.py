@@ -4,7 +4,7 @@ reports/<machine>/rows.jsonl           a run of ``walsh bench``
 reports/<machine>/previous.jsonl       the run before it (optional)
 reports/<machine>/conformance.jsonl    of ``walsh conformance`` (optional)
 reports/<machine>/teeth.json           of ``python -m bench.teeth`` (optional)
-reports/deep/kill-matrix.json          of ``walsh mutants``, kept by deep runs (optional)
+reports/deep/kill-matrix*.json         of ``walsh mutants``, kept by deep runs (optional)
 reports/<name>/results.jsonl           of ``walsh ablate`` (optional)
 reports/training/<name>/metrics.jsonl  of ``walsh train`` (optional)
 """
@@ -38,7 +38,7 @@ class Material:
     """Everything in a folder of results, in the order of names."""
 
     stored: tuple[Stored, ...]
-    kills: Mapping[str, Any] | None
+    kills: tuple[Mapping[str, Any], ...]
     training: Mapping[str, tuple[Mapping[str, Any], ...]]
     ablations: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
 
@@ -73,10 +73,10 @@ def read_material(root: Path) -> Material:
     stored = tuple(read_stored(path.parent) for path in sorted(root.glob("*/rows.jsonl")))
     if not stored:
         raise FormatError(f"{root.name}: holds no */rows.jsonl; `walsh bench --store NAME` makes one")
-    kills = root / "deep" / "kill-matrix.json"
+    kills = tuple(json.loads(path.read_text("utf-8")) for path in sorted(root.glob("deep/kill-matrix*.json")))
     training = {path.parent.name: _read_lines(path) for path in sorted(root.glob("training/*/metrics.jsonl"))}
     ablations = {path.parent.name: _read_lines(path) for path in sorted(root.glob("*/results.jsonl"))}
-    return Material(stored, json.loads(kills.read_text("utf-8")) if kills.exists() else None, training, ablations)
+    return Material(stored, kills, training, ablations)
 
 
 def _read_lines(path: Path) -> tuple[Mapping[str, Any], ...]:
