@@ -80,7 +80,7 @@ TARGETS = {
     "walsh/suite/vectors.py": f"{PYTEST} tests/suite/test_vectors.py",
     "walsh/suite/policy.py": f"{PYTEST} tests/suite/test_runner.py -k policy",
     **{
-        f"walsh/codec/{name}.py": f"{PYTEST} {tests}"
+        f"walsh/codec/{name}.py": f"{PYTEST} tests/mutation/test_codec_holes.py {tests}"
         for name, tests in {
             "fuzz": "tests/codec/test_fuzz.py",
             "layout": "tests/test_codec.py",
