@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from walsh import codec
-from walsh.codec import loss, measure, reader, report
+from walsh.codec import loss, measure, reader, report, spin
 from walsh.codec.fuzz import painted
 from walsh.codec.layout import strict_form
+from walsh.codec.tokenizer import BytePairTokenizer
 from walsh.errors import FormatError
 
 CONFIG = {"algebra": "octonion", "n_layer": 1, "n_head": 8, "n_embd": 32, "vocab_size": 50, "block_size": 16}
@@ -99,3 +100,53 @@ def test_int4_needs_pairs_and_packings_take_no_codes_at_all():
     assert codec.pack(np.zeros((0,), dtype=np.int8), "base3").tolist() == []
     with pytest.raises(FormatError):
         codec.unpack(np.zeros(1, dtype=np.uint8), "int4", (1, 1))
+
+
+def pairs(extra=(b"ab", b" ab")):
+    return [*(bytes([byte]) for byte in range(256)), *extra]
+
+
+def test_a_byte_pair_tokenizer_ends_after_its_tokens():
+    tokenizer = BytePairTokenizer(pairs())
+    assert (tokenizer.end_token, tokenizer.vocab_size) == (258, 259)
+    assert tokenizer.token_bytes(258) == b""
+    assert [tokenizer.token_bytes(token) for token in (0, 97, 257)] == [b"\0", b"a", b" ab"]
+    assert tokenizer.encode("ab ab a").tolist() == [256, 257, 32, 97]
+    assert tokenizer._encoding is tokenizer._encoding
+    assert tokenizer.to_dict() == {"kind": "gpt2"}
+
+
+@pytest.mark.parametrize("byte", [0, 97, 255])
+def test_every_byte_is_a_token_and_none_stands_twice(byte):
+    with pytest.raises(FormatError, match=f"no token is the single byte {byte}"):
+        BytePairTokenizer([token for token in pairs() if token != bytes([byte])])
+    with pytest.raises(FormatError, match="the same bytes"):
+        BytePairTokenizer(pairs((b"ab", b"ab")))
+
+
+def test_the_tensors_of_a_file_begin_at_a_multiple_of_64():
+    for vocabulary in (50, 51, 1000):
+        config = CONFIG | {"vocab_size": vocabulary}
+        content = codec.dump(painted(config), config)
+        assert (8 + int.from_bytes(content[:8], "little")) % 64 == 0
+
+
+def test_a_bitmask_states_its_non_zeros_exactly():
+    content = spin.dump({"w": np.array([1, 0, -1], dtype=np.int8)}, {}, {"w": "B"})
+    at = content.index(b"B\x01\0w") + 4 + 1 + 4
+    assert content[at : at + 4] == b"\x02\0\0\0"
+    for stated in (1, 3):
+        with pytest.raises(FormatError, match=f"the {stated} that it states"):
+            spin.load(content[:at] + bytes([stated, 0, 0, 0]) + content[at + 4 :])
+
+
+@pytest.mark.parametrize(("places", "signs"), [([[0, 1], [1, 2]], [1]), ([[0, 1]], [1, -1]), ([[0], [1]], [1, 1])])
+def test_a_sparse_tensor_has_a_sign_for_every_place(places, signs):
+    stated, rank = 2, len(places[0])
+    head = b"\x02" + b"\x02\0\0\0" + b"\x03\0\0\0" + stated.to_bytes(4, "little")
+    rows = (
+        b"\x01\x02" + len(places).to_bytes(4, "little") + rank.to_bytes(4, "little") + np.array(places, "<i4").tobytes()
+    )
+    ends = b"\0\x01" + len(signs).to_bytes(4, "little") + np.array(signs, np.int8).tobytes()
+    with pytest.raises(FormatError, match="expected 2 places of 2 indices"):
+        spin.load(b"SPIN\x01\0" + b"\x02\0\0\0{}" + b"T\x01\0w" + head + rows + ends + b"END!")
