@@ -8,7 +8,7 @@ import pytest
 
 from walsh.suite.guard import GuardedOutput, WatchedInputs
 from walsh.suite.tensors import DTYPES, digest, round_to
-from walsh.suite.vectors import Output
+from walsh.suite.vectors import Output, decode_params
 
 
 def test_guard_zones_are_two_rows_wide():
@@ -47,3 +47,9 @@ def test_every_nan_has_one_digest(bits):
     array = np.array([bits, 0x3F800000], dtype=np.uint32).view(np.float32)
     expected = hashlib.sha256(b"float32[2]\n" + struct.pack("<II", 0x7FC00000, 0x3F800000)).hexdigest()
     assert digest(array) == expected
+
+
+def test_special_numbers_of_params_keep_their_sign():
+    found = decode_params({"call": "sample", "a": "inf", "b": "-inf", "c": "nan"})
+    assert (found["a"], found["b"]) == (np.inf, -np.inf)
+    assert np.isnan(found["c"])
