@@ -65,6 +65,9 @@ def integer_mm(a: Tensor, b: Tensor) -> Tensor:
     n = b.shape[1]
     if m == 0 or k == 0 or n == 0:
         return torch.zeros(m, n, dtype=torch.int32, device=a.device)
+    if k == 1:
+        # One column has any stride: PyTorch 2.11 takes the transpose of b for b and reads past its end.
+        return a.to(torch.int32) * b.to(torch.int32)
     return _native_mm(a, b) if native_is_exact(a.device) else _float_mm(a, b)
 
 

@@ -62,6 +62,9 @@ def integer_mm(a: Tensor, b: Tensor) -> Tensor:
     a, b = a.contiguous(), b.contiguous()
     if 0 in (a.shape[0], a.shape[1], b.shape[0]):
         return torch.zeros(a.shape[0], b.shape[0], dtype=torch.int32, device=a.device)
+    if a.shape[1] == 1:
+        # One column has any stride: PyTorch 2.11 takes the transpose of b for b and reads past its end.
+        return a.to(torch.int32) * b.t().to(torch.int32)
     if a.device.type == "cpu":
         return _cpu_mm(a, b, int_mm_saturates())
     return _cuda_mm(a, b) if a.device.type == "cuda" else integer_bmm(a, b)
