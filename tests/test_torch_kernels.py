@@ -20,9 +20,10 @@ from walsh import errors, reference  # noqa: E402  # after the skip
 from walsh.algebra import cayley_dickson_signs, sylvester  # noqa: E402  # after the skip
 from walsh.kernels import torch as kernels  # noqa: E402  # after the skip
 from walsh.kernels.torch import convolution, integer  # noqa: E402  # after the skip
+from walsh.kernels.torch.forward import check_weights  # noqa: E402  # after the skip
 from walsh.model.config import WalshConfig  # noqa: E402  # after the skip
 from walsh.model.transformer import Walsh  # noqa: E402  # after the skip
-from walsh.reference.config import weight_shapes  # noqa: E402  # after the skip
+from walsh.reference.config import complete_config, weight_shapes  # noqa: E402  # after the skip
 from walsh.reference.forward import forward_backward as reference_forward_backward  # noqa: E402  # after the skip
 
 METHODS = ("auto", "direct", "expanded", "fast")
@@ -879,3 +880,13 @@ def test_a_block_is_one_graph(algebra: str) -> None:
 
 def randn(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+
+@pytest.mark.parametrize("wrong", [{"n_head": 8.0}, {"n_head": [8]}, {"tied_head": 1}])
+def test_a_configuration_that_equals_a_right_one_is_not_taken_for_it(wrong: dict[str, object]) -> None:
+    given = {"algebra": "octonion", "n_layer": 1, "n_head": 8, "n_embd": 32, "vocab_size": 50, "block_size": 16}
+    config = complete_config(given)
+    weights = {name: torch.zeros(shape) for name, shape in weight_shapes(config).items()}
+    check_weights(weights, config)
+    with pytest.raises(errors.ParameterError):
+        check_weights(weights, {**config, **wrong})

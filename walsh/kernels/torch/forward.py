@@ -13,7 +13,7 @@ values.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Hashable, Mapping, MutableMapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -44,19 +44,22 @@ def check_weights(weights: Weights, config: Mapping[str, Any]) -> None:
     Names and shapes alone decide, so those that were right once are remembered; the tensors are not.
     """
     outlines = tuple((name, tuple(w.shape), w.dtype == torch.uint8) for name, w in weights.items())
-    _check_outlines(outlines, tuple(config.items()))
+    # 8 and 8.0 are equal, and only one of them is right; a list is never right, and the check itself says so.
+    settings = tuple((key, type(value), value) for key, value in config.items())
+    known = all(isinstance(value, Hashable) for value in config.values())
+    (_check_outlines if known else _check_outlines.__wrapped__)(outlines, settings)
 
 
 @lru_cache(maxsize=32)
 def _check_outlines(
-    outlines: tuple[tuple[str, tuple[int, ...], bool], ...], config: tuple[tuple[str, Any], ...]
+    outlines: tuple[tuple[str, tuple[int, ...], bool], ...], settings: tuple[tuple[str, type, Any], ...]
 ) -> None:
     """Names, shapes and whether packed; the definition is given arrays of these shapes without memory."""
     stand_ins = {
         name: np.broadcast_to(np.zeros((), np.uint8 if packed else np.float32), shape)
         for name, shape, packed in outlines
     }
-    check_arrays(stand_ins, dict(config))
+    check_arrays(stand_ins, {key: value for key, _, value in settings})
 
 
 def _linear(name: str, x: Tensor, weights: Weights, config: Mapping[str, Any]) -> Tensor:
