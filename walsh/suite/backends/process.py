@@ -124,7 +124,7 @@ class ProcessBackend:
         except TimeoutError:
             raise self._die(f"no reply within {self._timeout:g} s") from None
         except EOFError:
-            raise self._die(self._last_words("ended")) from None
+            raise self._die(self._last_words("closed its output")) from None
         try:
             reply = json.loads(line)
             check("message", reply, "reply")
@@ -179,12 +179,16 @@ class ProcessBackend:
         return line
 
     def _last_words(self, what: str) -> str:
-        """How it ended, and the last line that it wrote to stderr."""
+        """How it ended, or which pipe it closed where it goes on, and the last line that it wrote to stderr.
+
+        A program that ends closes both of its pipes: which of the two is noticed first depends on the load of the
+        machine, and is not said.
+        """
         assert self._process is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_GRACE)
         code = self._process.returncode
-        how = what if code is None else f"killed by signal {-code}" if code < 0 else f"{what} with exit code {code}"
+        how = what if code is None else f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         size = self._errors.seek(0, os.SEEK_END)
         self._errors.seek(max(0, size - 2000))
         lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
