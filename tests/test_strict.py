@@ -13,7 +13,6 @@ import torch
 from walsh import errors
 from walsh.algebra import multiply, sylvester
 from walsh.kernels.torch import strict as torch_strict
-from walsh.kernels.torch.strict import _integer
 from walsh.reference import strict
 from walsh.reference.config import weight_shapes
 from walsh.reference.strict._arithmetic import quantise
@@ -229,33 +228,6 @@ def test_quantise_refuses_other_dtypes_and_no_features() -> None:
         strict.quantize_activations(np.ones((2, 0), dtype=F32))
     with pytest.raises(errors.ShapeError):
         torch_strict.quantize_activations(torch.ones(2, 0))
-
-
-# integer products
-
-
-@pytest.mark.parametrize("saturates", [False, True])
-@pytest.mark.parametrize(("m", "k", "n"), [(1, 8, 8), (3, 7, 5), (17, 1000, 3), (1, 1, 1), (0, 8, 8), (2, 8, 0)])
-def test_integer_products_of_extremes_are_exact(
-    monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator, m: int, k: int, n: int, saturates: bool
-) -> None:
-    if not saturates and _integer.int_mm_saturates():
-        pytest.skip("this CPU adds pairs of products in 16 bits")
-    monkeypatch.setattr(_integer, "int_mm_saturates", lambda: saturates)
-    for low in (-128, 127):  # the extremes, then anything
-        a, b = rng.integers(low, 128, (m, k)).astype(np.int8), rng.integers(low, 128, (n, k)).astype(np.int8)
-        expected = a.astype(np.int64) @ b.astype(np.int64).T
-        found = _integer.integer_mm(torch.from_numpy(a), torch.from_numpy(b))
-        assert found.dtype == torch.int32
-        np.testing.assert_array_equal(expected, found.numpy())
-
-
-@pytest.mark.parametrize("k", [1, 1024, 1025, 3000])
-def test_batched_integer_products_are_exact_at_any_depth(rng: np.random.Generator, k: int) -> None:
-    a, b = rng.integers(-128, 128, (2, 3, k)).astype(np.int8), np.full((2, 4, k), -128, dtype=np.int8)
-    a[0] = -128
-    found = _integer.integer_bmm(torch.from_numpy(a), torch.from_numpy(b))
-    np.testing.assert_array_equal(a.astype(np.int64) @ b.astype(np.int64).swapaxes(1, 2), found.numpy())
 
 
 # layers

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402  # afte
 from walsh import errors, reference  # noqa: E402  # after the skip
 from walsh.algebra import cayley_dickson_signs, sylvester  # noqa: E402  # after the skip
 from walsh.kernels import torch as kernels  # noqa: E402  # after the skip
-from walsh.kernels.torch import convolution, integer  # noqa: E402  # after the skip
+from walsh.kernels.torch import convolution  # noqa: E402  # after the skip
 from walsh.kernels.torch.forward import check_weights  # noqa: E402  # after the skip
 from walsh.model.config import WalshConfig  # noqa: E402  # after the skip
 from walsh.model.transformer import Walsh  # noqa: E402  # after the skip
@@ -224,28 +224,6 @@ def test_activations_equal_the_reference() -> None:
     y = leaf(2, 5)
     (dx,) = torch.autograd.grad(kernels.fake_quantize_activations(y), y, torch.full((2, 5), 3.0, dtype=y.dtype))
     assert (dx == 3).all()
-
-
-@pytest.mark.parametrize("native", [True, False])
-@pytest.mark.parametrize(
-    "shape", [(1, 1, 1), (5, 1, 4), (3, 5, 7), (16, 64, 8), (17, 33, 65), (40, 4100, 3), (0, 4, 4), (4, 0, 2)]
-)
-def test_integer_products_are_exact_up_to_the_extremes(
-    shape: tuple[int, int, int], native: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not native:
-        monkeypatch.setattr(integer, "native_is_exact", lambda device: False)
-    m, k, n = shape
-    a = torch.randint(-128, 128, (m, k), dtype=torch.int8)
-    b = torch.randint(-1, 2, (n, k), dtype=torch.int8)
-    # One row and one column whose product reaches 128 k in absolute value.
-    a[:1], b[:1] = -128, -1
-    expected = a.numpy().astype(np.int64) @ b.numpy().astype(np.int64).T
-    assert (integer.integer_mm(a, b.t()).numpy() == expected).all()
-    for terms in (1, 32):
-        found = integer.exact_bmm(a[None], b.t()[None], terms)[0]
-        assert found.dtype == (torch.float32 if terms * k <= 1 << 17 else torch.int32)
-        assert (found.numpy() == expected).all()
 
 
 @pytest.mark.parametrize("d", DIMENSIONS)
