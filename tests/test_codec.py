@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from walsh import codec
 from walsh.codec import packings, spin
-from walsh.codec.fuzz import damage as mutate  # noqa: F401  # tests/test_engine.py takes it from here
 from walsh.codec.fuzz import painted
 from walsh.codec.rows import table_stems
 from walsh.data.tokenizers import CharacterTokenizer, Tokenizer

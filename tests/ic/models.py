@@ -1,4 +1,4 @@
-"""Tiny models for canister tests, made as tests/test_engine.py makes them, and what the engine draws from them."""
+"""Tiny models for canister tests, made as tests/engine makes them, and what the engine draws from them."""
 
 import functools
 
