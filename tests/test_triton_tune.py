@@ -15,8 +15,8 @@ from walsh.errors import BackendError, ParameterError  # noqa: E402  # after the
 from walsh.kernels.triton import _cases, _config, _excuses, _workloads, tune  # noqa: E402
 from walsh.kernels.triton import compile as ahead  # noqa: E402
 from walsh.kernels.triton._config import Rows, Shape, configured, given, shape_of  # noqa: E402
-from walsh.kernels.triton._gemm import Blocks  # noqa: E402
 from walsh.kernels.triton._launch import record_launches  # noqa: E402
+from walsh.kernels.triton.gemm_tiles import Blocks  # noqa: E402
 
 BF16, META = torch.bfloat16, torch.device("meta")
 SHAPES = {

@@ -12,7 +12,8 @@ from walsh.kernels.triton.attention import attention, decode_attention
 from walsh.kernels.triton.bitmask import bitmask_decode, bitmask_encode
 from walsh.kernels.triton.cayley_dickson import cayley_dickson_bit_linear, cayley_dickson_linear
 from walsh.kernels.triton.cross_entropy import cross_entropy, linear_cross_entropy
-from walsh.kernels.triton.embedding import embedding, hash_embedding, hash_indices, hash_lm_head, lm_head
+from walsh.kernels.triton.embedding import embedding, hash_embedding, hash_indices
+from walsh.kernels.triton.embedding_head import hash_lm_head, lm_head
 from walsh.kernels.triton.forward import forward
 from walsh.kernels.triton.hadamard import (
     hadamard_bit_linear,
@@ -26,13 +27,8 @@ from walsh.kernels.triton.rms_norm import rms_norm, rms_norm_quantize
 from walsh.kernels.triton.rope import rope
 from walsh.kernels.triton.sampling import sample, uniform
 from walsh.kernels.triton.swiglu import swiglu, swiglu_hidden
-from walsh.kernels.triton.ternary import (
-    pack_ternary,
-    ternary,
-    ternary_packed,
-    ternary_ste,
-    unpack_ternary,
-)
+from walsh.kernels.triton.ternary import ternary, ternary_packed, ternary_ste
+from walsh.kernels.triton.ternary_packing import pack_ternary, unpack_ternary
 
 __all__ = [
     "KVCache",

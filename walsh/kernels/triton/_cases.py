@@ -26,11 +26,12 @@ def _module(name: str) -> Any:
 
 
 activations, cayley_dickson, hadamard, ternary = map(_module, ("activations", "cayley_dickson", "hadamard", "ternary"))
-attention, cross_entropy, embedding, kv_cache = map(_module, ("attention", "cross_entropy", "embedding", "kv_cache"))
+attention, cross_entropy, kv_cache = map(_module, ("attention", "cross_entropy", "kv_cache"))
+embedding, embedding_head, gemm = map(_module, ("embedding", "embedding_head", "gemm"))
 rms_norm, rope, swiglu = map(_module, ("rms_norm", "rope", "swiglu"))
 arithmetic, layers = map(_module, ("strict._arithmetic", "strict.layers"))
 strict_attention, sampling = map(_module, ("strict.attention", "strict.sampling"))
-bitmask = _module("bitmask")
+bitmask, ternary_packing = map(_module, ("bitmask", "ternary_packing"))
 
 Case = tuple[str, Callable[[], object]]
 
@@ -162,9 +163,9 @@ def _model_parts(dtype: torch.dtype) -> Iterator[Case]:
     yield f"embedding {dtype}", lambda: embedding._embedding(ids, table)
     small, importance, indices = tensor(1021, 512, dtype=dtype), tensor(8192, 2), tensor(8192, 2, dtype=torch.int64)
     yield f"hash_embedding {dtype}", lambda: embedding._hash_embedding(ids, [small, small], importance, indices, 2.0)
-    yield f"hash_lm_head {dtype}", lambda: embedding._hash_head(x, [small, small], importance, indices)
+    yield f"hash_lm_head {dtype}", lambda: embedding_head._hash_head(x, [small, small], importance, indices)
     groups = tensor(2048, dtype=torch.int64), tensor(8193, dtype=torch.int64)
-    source, target = embedding.rowwise(x), embedding.rowwise(table)
+    source, target = gemm.rowwise(x), gemm.rowwise(table)
     yield f"embedding {dtype} backward", lambda: embedding.segment_sum(source, 512, groups, target)
     yield (
         f"hash_embedding {dtype} backward",
@@ -184,8 +185,8 @@ def _norms_and_losses(dtype: torch.dtype, tokens: int = 2048, features: int = 51
     yield f"swiglu {dtype}", lambda: swiglu.gated(x, x, False)
     yield f"swiglu {dtype} backward", lambda: swiglu._backward(x, x, x)
     logits, sums, number = tensor(tokens, 8192, dtype=dtype), tensor(tokens, dtype=kind), tensor(dtype=kind)
-    yield f"lm_head {dtype}", lambda: embedding._lm_head(x, table)
-    yield f"lm_head {dtype} backward", lambda: embedding._lm_head_backward(logits, x, table)
+    yield f"lm_head {dtype}", lambda: embedding_head._lm_head(x, table)
+    yield f"lm_head {dtype} backward", lambda: embedding_head._lm_head_backward(logits, x, table)
     yield f"cross_entropy {dtype}", lambda: cross_entropy._cross_entropy(logits, ids)
     yield (
         f"cross_entropy {dtype} backward",
@@ -250,7 +251,7 @@ def _strict() -> Iterator[Case]:
     products = [tensor(512, 1021), tensor(512, 1021)]
     yield (
         "hash_lm_head.strict",
-        lambda: embedding.combine(products, indices, tensor(8192, 2), tensor(512, 8192)),
+        lambda: embedding_head.combine(products, indices, tensor(8192, 2), tensor(512, 8192)),
     )
     logits, history = tensor(4, 8192), tensor(4, 100, dtype=torch.int64)
     yield "sample.strict penalty", lambda: sampling._penalized(logits, history, 1.1, 0.8)
@@ -314,5 +315,5 @@ def cases(full: bool) -> Iterator[Case]:
     yield "bitmask_encode", lambda: bitmask.bitmask_encode(q)
     mask, signs = tensor(32768, dtype=torch.uint8), tensor(100, dtype=torch.uint8)
     yield "bitmask_decode", lambda: bitmask.bitmask_decode(mask, signs, (512, 512))
-    yield "pack_ternary", lambda: ternary._pack(q)
-    yield "unpack_ternary", lambda: ternary._unpack(tensor(512, 128, dtype=torch.uint8), 512)
+    yield "pack_ternary", lambda: ternary_packing._pack(q)
+    yield "unpack_ternary", lambda: ternary_packing._unpack(tensor(512, 128, dtype=torch.uint8), 512)

@@ -224,6 +224,11 @@ def next_power_of_two(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
+def flat_block(count: int) -> int:
+    """Elements per program of an elementwise kernel."""
+    return min(next_power_of_two(count), 1 << 16) if interpreting() else 1024
+
+
 def processors(device: torch.device) -> int:
     """Multiprocessors to keep busy: those of the device, 132 (an H100 or H200) when only recording."""
     if device.type == "cuda":

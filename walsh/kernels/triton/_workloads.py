@@ -28,7 +28,8 @@ from torch import Tensor
 from walsh.algebra import fast_forward
 from walsh.errors import ParameterError
 from walsh.kernels.triton._config import Rows, Shape, Tile
-from walsh.kernels.triton._gemm import Blocks, Operand, Scales, signed_xor_product, weight_operand
+from walsh.kernels.triton.gemm import Operand, Scales, signed_xor_product, weight_operand
+from walsh.kernels.triton.gemm_tiles import Blocks
 
 Call = Callable[[], object]
 

@@ -32,9 +32,9 @@ from walsh.kernels.triton._check import (
     require_shape,
 )
 from walsh.kernels.triton._config import Tile, configured, shape_of
-from walsh.kernels.triton._gemm import _TRITON_TYPES, accumulator, dot_dtype
 from walsh.kernels.triton._launch import cdiv, interpreting, launch, next_power_of_two, processors, require_device
 from walsh.kernels.triton._ops import operation
+from walsh.kernels.triton.gemm import _TRITON_TYPES, accumulator, dot_dtype
 
 
 def _unit_features(x: Tensor) -> Tensor:

@@ -19,9 +19,8 @@ from torch import Tensor
 
 from walsh.errors import DTypeError, FormatError, ShapeError
 from walsh.kernels.triton._check import require_ternary
-from walsh.kernels.triton._launch import cdiv, launch, next_power_of_two, require_device
+from walsh.kernels.triton._launch import cdiv, flat_block, launch, next_power_of_two, require_device
 from walsh.kernels.triton._ops import operation
-from walsh.kernels.triton.ternary import flat_block
 
 
 @triton.jit

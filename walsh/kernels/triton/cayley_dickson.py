@@ -28,21 +28,21 @@ from walsh.kernels.triton._check import (
     require_weight,
     rows,
 )
-from walsh.kernels.triton._gemm import (
+from walsh.kernels.triton._launch import require_device
+from walsh.kernels.triton._ops import operation
+from walsh.kernels.triton.activations import quantize
+from walsh.kernels.triton.gemm import (
     Operand,
     Scales,
     accumulator,
-    choose_blocks,
-    choose_splits,
     dot_dtype,
     reduce_parts,
     signed_xor_product,
     weight_operand,
 )
-from walsh.kernels.triton._launch import require_device
-from walsh.kernels.triton._ops import operation
-from walsh.kernels.triton.activations import quantize
-from walsh.kernels.triton.ternary import check_ternary, require_codes, ternary_codes
+from walsh.kernels.triton.gemm_tiles import choose_blocks, choose_splits
+from walsh.kernels.triton.ternary import check_ternary, ternary_codes
+from walsh.kernels.triton.ternary_packing import require_codes
 
 METHODS = ("auto", "direct", "fast")
 

@@ -29,10 +29,10 @@ from walsh.kernels.triton._check import (
 )
 from walsh.kernels.triton._config import Rows, configured, shape_of
 from walsh.kernels.triton._device import exponential, narrow, widen
-from walsh.kernels.triton._gemm import Operand
 from walsh.kernels.triton._launch import INTERPRET, cdiv, interpreting, launch, next_power_of_two, require_device
 from walsh.kernels.triton._ops import operation
-from walsh.kernels.triton.embedding import check_head, matrix_product, rowwise
+from walsh.kernels.triton.embedding_head import check_head
+from walsh.kernels.triton.gemm import Operand, matrix_product, rowwise
 
 
 @triton.jit

@@ -1,12 +1,10 @@
-# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
-# mypy: disable-error-code="no-any-return, assignment, var-annotated, misc, import-untyped"
-# ruff: noqa: ARG001, D403
-# Triton traces kernels: arguments have no static type, tuples no unpacking, and only the taken branch is compiled.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls
+# mypy: disable-error-code="no-any-return, import-untyped"
+# ruff: noqa: ARG001
 # Fake implementations take the arguments of their operation, whose schema describes them.
-"""Embeddings, plain and hashed, and their tied heads (SPEC.md, section *embedding*).
+"""Embeddings, plain and hashed (SPEC.md, section *embedding*); their tied heads are in ``embedding_head.py``.
 
     e(t) = E[t];     e(t) = scale * sum_i importance[t, i] E_i[indices[t, i]]                   ids [...], e [..., C]
-    logits = x table^T;     logits_t = sum_i importance[t, i] (x . E_i[indices[t, i]])
 
 The gradient of a table adds the rows of all tokens with one id. Ids are sorted first (a stable sort), then one program
 per row adds its tokens in their order: no atomics, the same bits in every run.
@@ -15,159 +13,23 @@ per row adds its tokens in their order: no atomics, the same bits in every run.
 from collections.abc import Sequence
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from walsh.algebra import fast_forward
 from walsh.errors import ParameterError, ShapeError
 from walsh.kernels.triton._check import (
     accumulate_dtype,
-    require_features,
     require_float,
     require_integer,
     require_range,
     require_shape,
-    rows,
 )
-from walsh.kernels.triton._device import narrow, widen
-from walsh.kernels.triton._gemm import Operand, Scales, signed_xor_product
+from walsh.kernels.triton._embedding import gather_kernel, row_dot_kernel, segment_sum_kernel
 from walsh.kernels.triton._launch import cdiv, interpreting, launch, next_power_of_two, require_device
 from walsh.kernels.triton._ops import operation
+from walsh.kernels.triton.gemm import Operand, rowwise
 
 PRIMES = {2: (1021,), 3: (1021, 1019, 1013)}
-
-
-@triton.jit
-def gather_kernel(
-    ids,
-    indices,
-    table,
-    importance,
-    row_scale,
-    before,
-    out,
-    count,
-    cols,
-    tables,
-    which,
-    SCALE: tl.constexpr,
-    FIRST: tl.constexpr,
-    LAST: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """out = (before +) importance * row_scale * table row of each id; times SCALE in the last of several tables."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    col = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
-    valid = row < count
-    inside = valid[:, None] & (col < cols)
-    token = tl.load(ids + row, mask=valid, other=0).to(tl.int64)
-    source = token
-    if indices is not None:
-        source = tl.load(indices + token * tables + which, mask=valid, other=0).to(tl.int64)
-    value = widen(tl.load(table + source[:, None] * cols + col, mask=inside, other=0))
-    if row_scale is not None:
-        value = value.to(tl.float32) * tl.load(row_scale + source, mask=valid, other=0.0)[:, None]
-    if importance is not None:
-        factor = widen(tl.load(importance + token * tables + which, mask=valid, other=0.0))
-        value = factor[:, None].to(value.dtype) * value
-    index = row.to(tl.int64)[:, None] * cols + col
-    if not FIRST:
-        value = tl.load(before + index, mask=inside, other=0.0) + value
-    if LAST and SCALE != 1.0:
-        value = value * SCALE
-    tl.store(out + index, narrow(value, out.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def segment_sum_kernel(
-    source,
-    order,
-    starts,
-    factors,
-    out,
-    cols,
-    s_row,
-    s_col,
-    o_row,
-    o_col,
-    SCALE: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    ACC: tl.constexpr,
-):
-    """out[v] = SCALE * sum over positions j of segment v, in order, of factors[order[j]] * source[order[j]]."""
-    segment = tl.program_id(0)
-    col = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    first = tl.load(starts + segment)
-    last = tl.load(starts + segment + 1)
-    total = tl.zeros((BLOCK,), ACC)
-    for start in range(first, last, ROWS):
-        place = start + tl.arange(0, ROWS)
-        row = tl.load(order + place, mask=place < last, other=0).to(tl.int64)
-        inside = (place < last)[:, None] & (col < cols)[None, :]
-        value = widen(
-            tl.load(source + row[:, None] * s_row + col.to(tl.int64)[None, :] * s_col, mask=inside, other=0.0)
-        )
-        if factors is not None:
-            value = value * widen(tl.load(factors + row, mask=place < last, other=0.0))[:, None].to(value.dtype)
-        total += tl.sum(value.to(ACC), 0)
-    if SCALE != 1.0:
-        total = total * SCALE
-    where = out + segment.to(tl.int64) * o_row + col.to(tl.int64) * o_col
-    tl.store(where, narrow(total, out.dtype.element_ty), mask=col < cols)
-
-
-@triton.jit
-def row_dot_kernel(
-    a, b, a_rows, b_rows, out, count, cols, a_row, a_col, b_row, b_col, ROWS: tl.constexpr, BLOCK: tl.constexpr
-):
-    """out[r] = a[a_rows[r]] . b[b_rows[r]], rows themselves where an index is absent."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    valid = row < count
-    left = row.to(tl.int64)
-    right = row.to(tl.int64)
-    if a_rows is not None:
-        left = tl.load(a_rows + row, mask=valid, other=0).to(tl.int64)
-    if b_rows is not None:
-        right = tl.load(b_rows + row, mask=valid, other=0).to(tl.int64)
-    total = tl.zeros((ROWS,), out.dtype.element_ty)
-    for start in range(0, cols, BLOCK):
-        col = (start + tl.arange(0, BLOCK)).to(tl.int64)
-        inside = valid[:, None] & (col < cols)[None, :]
-        x = widen(tl.load(a + left[:, None] * a_row + col[None, :] * a_col, mask=inside, other=0.0))
-        y = widen(tl.load(b + right[:, None] * b_row + col[None, :] * b_col, mask=inside, other=0.0))
-        total += tl.sum(x.to(total.dtype) * y.to(total.dtype), 1)
-    tl.store(out + row, total, mask=valid)
-
-
-@triton.jit
-def combine_kernel(
-    products,
-    indices,
-    importance,
-    before,
-    out,
-    count,
-    vocabulary,
-    size,
-    tables,
-    which,
-    FIRST: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """out[m, t] = (before +) importance[t, which] * products[m, indices[t, which]]."""
-    token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    row = tl.program_id(1).to(tl.int64)
-    inside = token < vocabulary
-    source = tl.load(indices + token.to(tl.int64) * tables + which, mask=inside, other=0).to(tl.int64)
-    factor = widen(tl.load(importance + token.to(tl.int64) * tables + which, mask=inside, other=0.0))
-    value = factor * tl.load(products + row * size + source, mask=inside, other=0.0)
-    index = row * vocabulary + token
-    if not FIRST:
-        value = tl.load(before + index, mask=inside, other=0.0) + value
-    tl.store(out + index, narrow(value, out.dtype.element_ty), mask=inside)
 
 
 def _tile(count: int, cols: int) -> tuple[int, int]:
@@ -264,12 +126,6 @@ def row_dots(a: Operand, b: Operand, cols: int, out: Tensor, a_rows: Tensor | No
     args = (a.tensor, b.tensor, a_rows, b_rows, out, out.numel(), cols, *strides)
     launch(row_dot_kernel, (cdiv(out.numel(), tile),), *args, ROWS=tile, BLOCK=block)
     return out
-
-
-def rowwise(x: Tensor) -> Operand:
-    """A contiguous matrix [rows, cols]."""
-    flat = x.reshape(rows(x), x.shape[-1]).contiguous()
-    return Operand(flat, 0, flat.shape[1], 1)
 
 
 def _fake_embedding(ids, table):
@@ -443,194 +299,4 @@ def hash_embedding(
         require_float(f"tables.{i}", table)
     check_ids(ids, importance.shape[0])
     result: Tensor = _hash_embedding(ids, list(tables), importance, indices, float(scale))
-    return result
-
-
-def matrix_product(p: Operand, q: Operand, sizes: tuple[int, int, int], out: Tensor, *, add: bool = False) -> Tensor:
-    """out [rows, cols] (+)= p q^T: the D = 1 form of the product kernel."""
-    signed_xor_product(p, q, sizes, fast_forward(1), Operand(out, 0, out.stride(0), out.stride(1)), Scales(), add=add)
-    return out
-
-
-def _fake_head(x, table):
-    return x.new_empty((*x.shape[:-1], table.shape[0]))
-
-
-@operation("lm_head", _fake_head)
-def _lm_head(x: Tensor, table: Tensor) -> Tensor:
-    require_device(x, table)
-    logits = _fake_head(x, table)
-    count, (vocabulary, cols) = rows(x), table.shape
-    matrix_product(
-        rowwise(x), Operand(table, 0, *table.stride()), (count, vocabulary, cols), logits.view(count, vocabulary)
-    )
-    return logits
-
-
-def _fake_head_backward(dlogits, x, table):
-    return x.new_empty(x.shape), table.new_empty(table.shape)
-
-
-@operation("lm_head_backward", _fake_head_backward)
-def _lm_head_backward(dlogits: Tensor, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-    dx, dtable = _fake_head_backward(dlogits, x, table)
-    count, (vocabulary, cols) = rows(x), table.shape
-    upstream, source = rowwise(dlogits), rowwise(x)
-    across = Operand(table, 0, table.stride(1), table.stride(0))
-    matrix_product(upstream, across, (count, cols, vocabulary), dx.view(count, cols))
-    down = Operand(upstream.tensor, 0, 1, vocabulary)
-    matrix_product(down, Operand(source.tensor, 0, 1, cols), (vocabulary, cols, count), dtable)
-    return dx, dtable
-
-
-def _setup_head(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
-
-
-def _differentiate_head(ctx, dlogits):
-    return _lm_head_backward(dlogits, *ctx.saved_tensors)
-
-
-_lm_head.differentiate(_differentiate_head, _setup_head)
-
-
-def check_head(x: Tensor, table: Tensor) -> None:
-    """Raise unless x [..., C] fits a table [V, C]."""
-    require_shape("table", table, (None, None), "[V, C]")
-    require_float("x", x)
-    require_features("x", x, table.shape[1], "C")
-
-
-def lm_head(x: Tensor, table: Tensor) -> Tensor:
-    """Logits of every token: x table^T.
-
-    Args:
-        x: float [..., C].
-        table: float [V, C].
-
-    Returns:
-        logits [..., V] in the dtype of x.
-
-    Raises:
-        ShapeError, DTypeError: arguments that do not fit. BackendError: no machine for Triton.
-    """
-    require_float("table", table)
-    check_head(x, table)
-    result: Tensor = _lm_head(x, table)
-    return result
-
-
-def _fake_hash_head(x, tables, importance, indices):
-    return x.new_empty((*x.shape[:-1], importance.shape[0]))
-
-
-@operation("hash_lm_head", _fake_hash_head)
-def _hash_head(x: Tensor, tables: list[Tensor], importance: Tensor, indices: Tensor) -> Tensor:
-    require_device(x, importance, indices, *tables)
-    logits = _fake_hash_head(x, tables, importance, indices)
-    products = [_products(x, table) for table in tables]
-    return combine(products, indices, importance.contiguous(), logits)
-
-
-def _products(x: Tensor, table: Tensor) -> Tensor:
-    """x . row for every row of one small table, [rows of x, P_i], wide."""
-    count, (size, cols) = rows(x), table.shape
-    out = x.new_empty((count, size), dtype=accumulate_dtype(x, table))
-    return matrix_product(rowwise(x), Operand(table, 0, *table.stride()), (count, size, cols), out)
-
-
-def combine(products: Sequence[Tensor], indices: Tensor, importance: Tensor, logits: Tensor) -> Tensor:
-    """Launch :func:`combine_kernel` once per table, left to right."""
-    count, vocabulary = rows(logits), logits.shape[-1]
-    block = min(next_power_of_two(vocabulary), 1 << 14 if interpreting() else 1024)
-    wide = torch.empty_like(logits, dtype=products[0].dtype) if len(products) > 1 else logits
-    for which, product in enumerate(products):
-        launch(
-            combine_kernel,
-            (cdiv(vocabulary, block), count),
-            product,
-            indices,
-            importance,
-            wide if which else None,
-            logits if which == len(products) - 1 else wide,
-            count,
-            vocabulary,
-            product.shape[1],
-            len(products),
-            which,
-            fusion=False,
-            FIRST=which == 0,
-            BLOCK=block,
-        )
-    return logits
-
-
-def _fake_hash_head_backward(dlogits, x, tables, importance, indices):
-    dtables = [table.new_empty(table.shape) for table in tables]
-    return x.new_empty(x.shape), dtables, importance.new_empty(importance.shape)
-
-
-@operation("hash_lm_head_backward", _fake_hash_head_backward)
-def _hash_head_backward(
-    dlogits: Tensor, x: Tensor, tables: list[Tensor], importance: Tensor, indices: Tensor
-) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Gradients of x, of every table and of the importance."""
-    dx, dtables, dimportance = _fake_hash_head_backward(dlogits, x, tables, importance, indices)
-    count, cols, vocabulary = rows(x), x.shape[-1], importance.shape[0]
-    upstream, source = rowwise(dlogits), rowwise(x)
-    wide = x.new_empty((count, cols), dtype=accumulate_dtype(x, *tables))
-    for i, (table, dtable) in enumerate(zip(tables, dtables, strict=True)):
-        size = table.shape[0]
-        where = indices[:, i].contiguous()
-        # What each row of the small table receives: the tokens that use it, weighted. [P_i, rows of x], so columns are
-        # rows of x.
-        received = x.new_empty((size, count), dtype=wide.dtype)
-        by_token = Operand(upstream.tensor, 0, 1, vocabulary)
-        target = Operand(received, 0, count, 1)
-        segment_sum(by_token, count, segments(where, size), target, importance[:, i].contiguous())
-        matrix_product(Operand(received, 0, count, 1), Operand(source.tensor, 0, 1, cols), (size, cols, count), dtable)
-        across = Operand(table, 0, table.stride(1), table.stride(0))
-        matrix_product(Operand(received, 0, 1, count), across, (count, cols, size), wide, add=i > 0)
-        products = _products(x, table)
-        dots = importance.new_empty((vocabulary,), dtype=wide.dtype)
-        row_dots(by_token, Operand(products, 0, 1, size), count, dots, None, where)
-        dimportance[:, i] = dots.to(importance.dtype)
-    dx.view(count, cols).copy_(wide)
-    return dx, dtables, dimportance
-
-
-def _setup_hash_head(ctx, inputs, output):
-    x, tables, importance, indices = inputs
-    ctx.save_for_backward(x, importance, indices, *tables)
-
-
-def _differentiate_hash_head(ctx, dlogits):
-    x, importance, indices, *tables = ctx.saved_tensors
-    dx, dtables, dimportance = _hash_head_backward(dlogits, x, tables, importance, indices)
-    return dx, dtables, dimportance, None
-
-
-_hash_head.differentiate(_differentiate_hash_head, _setup_hash_head)
-
-
-def hash_lm_head(x: Tensor, tables: Sequence[Tensor], importance: Tensor, indices: Tensor | None = None) -> Tensor:
-    """The tied head of a hash embedding, without its scale.
-
-    Args:
-        x: float [..., C].
-        tables: float [P_i, C] each.
-        importance: float [V, tables].
-        indices: integer [V, tables]; those of ``hash_indices`` if absent.
-
-    Returns:
-        logits [..., V] in the dtype of x: one product with each small table, then a gather; never a [V, C] table.
-
-    Raises:
-        As :func:`hash_embedding`.
-    """
-    indices = check_hash(tables, importance, indices)
-    for i, table in enumerate(tables):
-        require_float(f"tables.{i}", table)
-        check_head(x, table)
-    result: Tensor = _hash_head(x, list(tables), importance, indices)
     return result

@@ -24,7 +24,8 @@ from walsh.kernels.triton._check import require_integer, require_shape
 from walsh.kernels.triton._launch import require_device
 from walsh.kernels.triton.attention import attention
 from walsh.kernels.triton.cayley_dickson import cayley_dickson_bit_linear, cayley_dickson_linear
-from walsh.kernels.triton.embedding import embedding, hash_embedding, hash_lm_head, lm_head
+from walsh.kernels.triton.embedding import embedding, hash_embedding
+from walsh.kernels.triton.embedding_head import hash_lm_head, lm_head
 from walsh.kernels.triton.hadamard import hadamard_bit_linear, hadamard_linear
 from walsh.kernels.triton.head_mixer import head_mixer
 from walsh.kernels.triton.kv_cache import KVCache

@@ -23,7 +23,8 @@ from walsh.kernels.triton._check import (
 from walsh.kernels.triton.hadamard_gradient import backward
 from walsh.kernels.triton.hadamard_layer import hadamard_quantize, integer_linear, linear
 from walsh.kernels.triton.hadamard_transforms import hadamard_transform, hadamard_transform_, transform
-from walsh.kernels.triton.ternary import check_ternary, require_codes, ternary_codes
+from walsh.kernels.triton.ternary import check_ternary, ternary_codes
+from walsh.kernels.triton.ternary_packing import require_codes
 
 __all__ = [
     "backward",

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from walsh.kernels.triton._config import Rows, configured, shape_of
-from walsh.kernels.triton._gemm import _TRITON_TYPES, Blocks, accumulator, dot_dtype
 from walsh.kernels.triton._hadamard_gradient import hadamard_sums_kernel, hadamard_weight_kernel
 from walsh.kernels.triton._launch import cdiv, interpreting, launch, next_power_of_two, processors
 from walsh.kernels.triton._ops import operation
+from walsh.kernels.triton.gemm import _TRITON_TYPES, accumulator, dot_dtype
+from walsh.kernels.triton.gemm_tiles import Blocks
 from walsh.kernels.triton.hadamard_layer import linear, matrix, product, require_blocks, tile_rule
 
 LARGEST_TOGETHER = 128

@@ -19,11 +19,12 @@ from torch import Tensor
 from walsh.errors import ParameterError
 from walsh.kernels.triton._check import rows
 from walsh.kernels.triton._config import Rows, configured, shape_of
-from walsh.kernels.triton._gemm import _TRITON_TYPES, Blocks, accumulator, dot_dtype
 from walsh.kernels.triton._hadamard import hadamard_linear_kernel, hadamard_quantize_kernel
 from walsh.kernels.triton._launch import cdiv, interpreting, launch, next_power_of_two, require_device
 from walsh.kernels.triton._ops import operation
 from walsh.kernels.triton.activations import scale_dtype
+from walsh.kernels.triton.gemm import _TRITON_TYPES, accumulator, dot_dtype
+from walsh.kernels.triton.gemm_tiles import Blocks
 from walsh.kernels.triton.hadamard_transforms import working_type
 
 LARGEST_BLOCKS = 64

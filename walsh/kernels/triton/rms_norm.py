@@ -27,10 +27,10 @@ from walsh.kernels.triton._check import (
 )
 from walsh.kernels.triton._config import Rows, configured, shape_of
 from walsh.kernels.triton._device import divide, hsum, narrow, root, widen
-from walsh.kernels.triton._gemm import reduce_parts
 from walsh.kernels.triton._launch import cdiv, interpreting, launch, next_power_of_two, processors, require_device
 from walsh.kernels.triton._ops import operation
 from walsh.kernels.triton.activations import codes_of, scale_dtype, scale_of
+from walsh.kernels.triton.gemm import reduce_parts
 
 WIDEST_ROW = 1 << 16
 """Most features of a row: a program holds all of them."""

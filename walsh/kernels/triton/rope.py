@@ -21,9 +21,8 @@ from torch import Tensor
 from walsh.errors import ParameterError, ShapeError
 from walsh.kernels.triton._check import require_float, require_integer, require_range
 from walsh.kernels.triton._device import narrow, rint, widen
-from walsh.kernels.triton._launch import cdiv, launch, require_device
+from walsh.kernels.triton._launch import cdiv, flat_block, launch, require_device
 from walsh.kernels.triton._ops import operation
-from walsh.kernels.triton.ternary import flat_block
 
 
 @triton.jit

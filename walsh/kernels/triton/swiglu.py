@@ -20,9 +20,8 @@ from torch import Tensor
 from walsh.errors import ParameterError, ShapeError
 from walsh.kernels.triton._check import require_float
 from walsh.kernels.triton._device import divide, exponential, narrow, strict_exp, widen
-from walsh.kernels.triton._launch import cdiv, launch, require_device
+from walsh.kernels.triton._launch import cdiv, flat_block, launch, require_device
 from walsh.kernels.triton._ops import operation
-from walsh.kernels.triton.ternary import flat_block
 
 
 @triton.jit

@@ -18,11 +18,17 @@ from torch import Tensor
 
 from walsh.errors import RangeError, ShapeError
 from walsh.kernels.triton import _device
-from walsh.kernels.triton._launch import cdiv, interpreting, launch, next_power_of_two, require_device
+from walsh.kernels.triton._launch import (
+    cdiv,
+    flat_block,
+    interpreting,
+    launch,
+    next_power_of_two,
+    require_device,
+)
 from walsh.kernels.triton._ops import operation
 from walsh.kernels.triton.rope import strict_sincos
 from walsh.kernels.triton.strict._check import require_dtype, require_float32
-from walsh.kernels.triton.ternary import flat_block
 
 LARGEST_ANGLE = 1e5
 """Above this the three-part pi / 2 no longer leaves a correctly rounded remainder."""

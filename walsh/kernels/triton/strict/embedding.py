@@ -21,7 +21,8 @@ from walsh.kernels.triton._check import require_features, require_range, require
 from walsh.kernels.triton._launch import require_device
 from walsh.kernels.triton._ops import operation
 from walsh.kernels.triton.cayley_dickson import integer_linear
-from walsh.kernels.triton.embedding import combine, gather, hash_indices
+from walsh.kernels.triton.embedding import gather, hash_indices
+from walsh.kernels.triton.embedding_head import combine
 from walsh.kernels.triton.strict._check import as_integers, require_dtype, require_float32, require_last_axis
 from walsh.kernels.triton.strict.layers import quantise
 

@@ -37,7 +37,7 @@ from walsh.kernels.triton.strict.layers import (
     swiglu,
 )
 from walsh.kernels.triton.strict.sampling import sample
-from walsh.kernels.triton.ternary import require_codes
+from walsh.kernels.triton.ternary_packing import require_codes
 from walsh.reference.strict.forward import check_generation
 from walsh.reference.strict.sampling import check_parameters
 

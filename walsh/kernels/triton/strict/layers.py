@@ -33,7 +33,7 @@ from walsh.kernels.triton.strict._check import (
     require_last_axis,
 )
 from walsh.kernels.triton.swiglu import gated
-from walsh.kernels.triton.ternary import require_codes
+from walsh.kernels.triton.ternary_packing import require_codes
 from walsh.reference.strict.head_mixer import require_group
 
 

@@ -28,6 +28,7 @@ from walsh.kernels.triton._device import divide, strict_exp
 from walsh.kernels.triton._launch import (
     INTERPRET,
     cdiv,
+    flat_block,
     interpreting,
     launch,
     next_power_of_two,
@@ -36,7 +37,6 @@ from walsh.kernels.triton._launch import (
 )
 from walsh.kernels.triton._ops import operation
 from walsh.kernels.triton.strict._arithmetic import hsum
-from walsh.kernels.triton.ternary import flat_block
 from walsh.reference.strict.sampling import check_parameters
 
 
