@@ -1,6 +1,8 @@
 """Models small enough to compare to the bit: of every algebra, of widths that divide nothing, of no layers.
 
-weights, config = model("octonion"); same(a, b) -> whether two arrays are equal to the bit
+    weights, config = model("octonion", n_embd=256)      same(a, b): whether two arrays are equal to the bit
+
+Codes are uniform; scales keep activations near one through both layers.
 """
 
 import numpy as np

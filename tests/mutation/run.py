@@ -34,6 +34,8 @@ FLOOR = 0.75
 
 PYTEST = f"{sys.executable} -m pytest -x -q -p no:cacheprovider"
 VECTORS = f"{sys.executable} -m walsh conformance --backend reference --max-failures 0"
+FORWARD = "tests/reference/test_forward.py"
+REFERENCE = f"{PYTEST} tests/reference --ignore={FORWARD}"
 
 NAMED = {
     "cross_entropy": "entropy",
@@ -62,12 +64,12 @@ STRICT = {
 
 TARGETS = {
     **{
-        f"walsh/reference/{op}.py": f"{VECTORS} --op {op} && {PYTEST} tests/test_reference.py -k '{NAMED.get(op, op)}'"
+        f"walsh/reference/{op}.py": f"{VECTORS} --op {op} && {REFERENCE} -k '{NAMED.get(op, op)}'"
         for op in ("ternary", "activations", "cayley_dickson", "hadamard", "head_mixer", "rms_norm", "rope",
                    "attention", "swiglu", "embedding", "cross_entropy", "bitmask", "kv_cache")
     },
-    "walsh/reference/_model.py": f"{VECTORS} --op forward && {PYTEST} tests/test_reference_forward.py",
-    "walsh/reference/forward.py": f"{VECTORS} --op forward && {PYTEST} tests/test_reference_forward.py",
+    "walsh/reference/_model.py": f"{VECTORS} --op forward && {PYTEST} {FORWARD}",
+    "walsh/reference/forward.py": f"{VECTORS} --op forward && {PYTEST} {FORWARD}",
     **{
         f"walsh/reference/strict/{name}.py": f"{VECTORS} --op {op} && {PYTEST} tests/test_strict.py -k '{tests}'"
         for name, (op, tests) in STRICT.items()

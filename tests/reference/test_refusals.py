@@ -1,0 +1,126 @@
+"""Refusals: every wrong shape, dtype, range, format and parameter is refused with the class that SPEC.md names."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from smooth_calls import INDICES, TABLES
+
+from walsh import reference
+from walsh.errors import DTypeError, FormatError, NonFiniteError, ParameterError, RangeError, ShapeError
+
+F, I8 = np.ones, lambda *shape: np.ones(shape, dtype=np.int8)
+REFUSED: list[tuple[str, list[Any], dict[str, Any], type[Exception]]] = [
+    ("ternary", [np.zeros((0, 2))], {}, ShapeError),
+    ("ternary", [np.array([1.0, np.nan])], {}, NonFiniteError),
+    ("ternary", [np.array([1.0, np.inf])], {}, NonFiniteError),
+    ("ternary", [F(2)], {"rule": "median"}, ParameterError),
+    ("ternary", [np.ones(2, dtype=bool)], {}, DTypeError),
+    ("ternary", [np.array([1.0, 2.0], dtype=object)], {}, DTypeError),
+    ("ternary_ste", [F(2)], {"ste_clip": -1.0}, ParameterError),
+    ("ternary_ste", [F(2)], {"ste_clip": math.nan}, ParameterError),
+    ("ternary_ste_backward", [F(2), F(3)], {}, ShapeError),
+    ("pack_ternary", [F(2)], {}, DTypeError),
+    ("pack_ternary", [np.array(1, dtype=np.int8)], {}, ShapeError),
+    ("pack_ternary", [np.array([2], dtype=np.int8)], {}, ParameterError),
+    ("unpack_ternary", [np.array([3], dtype=np.uint8), 1], {}, FormatError),
+    ("unpack_ternary", [np.array([0b00000001], dtype=np.uint8), 1], {}, FormatError),
+    ("unpack_ternary", [np.zeros(2, dtype=np.uint8), 4], {}, ShapeError),
+    ("unpack_ternary", [np.zeros(1, dtype=np.uint8), -1], {}, ParameterError),
+    ("unpack_ternary", [I8(1), 4], {}, DTypeError),
+    ("quantize_activations", [F((2, 0))], {}, ShapeError),
+    ("quantize_activations", [np.float64(1)], {}, ShapeError),
+    ("quantize_activations", [np.ones((2, 2), dtype=int)], {}, DTypeError),
+    ("cayley_dickson_linear", [F(16), F((3, 1, 2))], {}, ShapeError),
+    ("cayley_dickson_linear", [F(16), F((8, 2))], {}, ShapeError),
+    ("cayley_dickson_linear", [F(15), F((8, 1, 2))], {}, ShapeError),
+    ("cayley_dickson_linear", [F(24), F((8, 1, 2))], {}, ShapeError),
+    ("cayley_dickson_linear", [np.float64(1), F((1, 1, 1))], {}, ShapeError),
+    ("cayley_dickson_linear", [F(16), F((8, 3, 2)), F(2)], {}, ShapeError),
+    ("cayley_dickson_linear", [F(16), np.ones((8, 3, 2), dtype=int)], {}, DTypeError),
+    ("cayley_dickson_linear", [F(16), 2 * I8(8, 3, 2)], {}, ParameterError),
+    ("cayley_dickson_linear", [F(16), np.full((8, 3, 1), 255, dtype=np.uint8)], {}, FormatError),
+    ("cayley_dickson_linear", [F(16), np.zeros((8, 3, 2), dtype=np.uint8)], {}, ShapeError),
+    ("cayley_dickson_linear", [I8(16), F((8, 3, 2))], {}, DTypeError),
+    ("cayley_dickson_linear", [F((1, 16)), I8(8, 3, 2), None, F((1, 1))], {}, ParameterError),
+    ("cayley_dickson_linear", [I8(2, 16), I8(8, 3, 2), None, F(2)], {}, ShapeError),
+    ("cayley_dickson_linear_backward", [F(16), F((8, 3, 2)), None, None, F(23)], {}, ShapeError),
+    ("cayley_dickson_linear_backward", [I8(16), I8(8, 3, 2), None, None, F(24)], {}, DTypeError),
+    ("cayley_dickson_bit_linear", [F(16), F((8, 3, 2))], {"activation_bits": 4}, ParameterError),
+    ("cayley_dickson_bit_linear", [F(16), np.full((8, 3, 2), np.nan)], {}, NonFiniteError),
+    ("cayley_dickson_bit_linear", [I8(16), F((8, 3, 2))], {}, DTypeError),
+    ("hadamard_transform", [F(6)], {}, ShapeError),
+    ("hadamard_transform", [F(0)], {}, ShapeError),
+    ("hadamard_transform", [np.float64(1)], {}, ShapeError),
+    ("hadamard_transform", [I8(4)], {}, ParameterError),
+    ("hadamard_transform", [np.ones(4, dtype=bool)], {"normalize": False}, DTypeError),
+    ("hadamard_linear", [F(8), F((3, 1, 2))], {}, ShapeError),
+    ("hadamard_linear", [F(8), F((4, 3, 2)), F((4, 3))], {}, ShapeError),
+    ("hadamard_linear", [F(8), F((4, 3, 2)), None, F(3)], {}, ShapeError),
+    ("hadamard_bit_linear", [F(8), F((4, 3, 2))], {"activation_bits": True}, ParameterError),
+    ("hadamard_bit_linear", [F(8), F((4, 3, 2))], {"rule": "sign"}, ParameterError),
+    ("head_mixer", [F((12, 2)), F((8, 2, 2))], {}, ShapeError),
+    ("head_mixer", [F((8, 2)), F((4, 2, 2))], {}, ShapeError),
+    ("head_mixer", [F((8, 2)), F((8, 2, 3))], {}, ShapeError),
+    ("head_mixer", [F(8), F((8, 1, 1))], {}, ShapeError),
+    ("head_mixer", [F((6, 2)), F((3, 2, 2))], {"algebra": "hadamard"}, ShapeError),
+    ("head_mixer", [F((8, 2)), F((1, 2, 2))], {"algebra": "dense"}, ParameterError),
+    ("head_mixer", [F((8, 2)), I8(8, 2, 2)], {}, DTypeError),
+    ("rms_norm", [F((2, 4)), F(3)], {}, ShapeError),
+    ("rms_norm", [np.float64(1), F(1)], {}, ShapeError),
+    ("rms_norm", [F(4), F(4)], {"eps": -1.0}, ParameterError),
+    ("rope", [F((3, 1, 3))], {}, ShapeError),
+    ("rope", [F((3, 4))], {}, ShapeError),
+    ("rope", [F((3, 1, 4)), np.arange(2)], {}, ShapeError),
+    ("rope", [F((1, 1, 2)), np.array([-1])], {}, RangeError),
+    ("rope", [F((1, 1, 2)), F(1)], {}, DTypeError),
+    ("rope", [F((1, 1, 2))], {"theta": 0.0}, ParameterError),
+    ("attention", [F((1, 2, 1, 2)), F((1, 3, 1, 4)), F((1, 3, 1, 4))], {}, ShapeError),
+    ("attention", [F((1, 2, 1, 2)), F((1, 3, 1, 2)), F((1, 2, 1, 2))], {}, ShapeError),
+    ("attention", [F((2, 1, 2)), F((2, 1, 2)), F((2, 1, 2))], {}, ShapeError),
+    ("attention", [F((1, 1, 1, 2)), F((1, 3, 1, 2)), F((1, 3, 1, 2)), np.array([3])], {}, RangeError),
+    ("attention", [F((1, 1, 1, 2)), F((1, 3, 1, 2)), F((1, 3, 1, 2)), np.array([-2])], {}, RangeError),
+    ("attention", [F((1, 1, 1, 2)), F((1, 3, 1, 2)), F((1, 3, 1, 2)), np.arange(2)], {}, ShapeError),
+    ("swiglu", [F(2), F(3)], {}, ShapeError),
+    ("swiglu_hidden", [0, 8], {}, ParameterError),
+    ("embedding", [np.array([4]), F((4, 3))], {}, RangeError),
+    ("embedding", [np.array([-1]), F((4, 3))], {}, RangeError),
+    ("embedding", [F(1), F((4, 3))], {}, DTypeError),
+    ("embedding", [np.array([0]), F(4)], {}, ShapeError),
+    ("embedding_backward", [np.array([0]), F((4, 3)), F(3)], {}, ShapeError),
+    ("hash_indices", [np.array([1]), 4], {}, ParameterError),
+    ("hash_indices", [np.array([-1]), 2], {}, RangeError),
+    ("hash_embedding", [np.array([0]), [], F((4, 0))], {}, ParameterError),
+    ("hash_embedding", [np.array([0]), [F((4, 3)), F((4, 2))], F((4, 2))], {}, ShapeError),
+    ("hash_embedding", [np.array([0]), TABLES, F((4, 3))], {}, ShapeError),
+    ("hash_embedding", [np.array([0]), TABLES, F((4, 2)), INDICES + 1], {}, RangeError),
+    ("hash_embedding", [np.array([4]), TABLES, F((4, 2)), INDICES], {}, RangeError),
+    ("hash_embedding", [np.array([0]), TABLES, F((4, 2)), INDICES], {"scale": math.inf}, ParameterError),
+    ("lm_head", [F((2, 3)), F((4, 2))], {}, ShapeError),
+    ("hash_lm_head", [F((2, 2)), TABLES, F((4, 2)), INDICES], {}, ShapeError),
+    ("cross_entropy", [F((2, 4)), np.array([0, 4])], {}, RangeError),
+    ("cross_entropy", [F((2, 4)), np.array([0, -2])], {}, RangeError),
+    ("cross_entropy", [F((2, 4)), np.array([0])], {}, ShapeError),
+    ("cross_entropy", [F((2, 4)), np.array([0.0, 1.0])], {}, DTypeError),
+    ("cross_entropy_backward", [F((2, 4)), np.array([0, 1]), F(2)], {}, ShapeError),
+    ("linear_cross_entropy", [F((2, 4)), F((3, 4)), np.array([0, 1])], {"chunk_size": 0}, ParameterError),
+    ("linear_cross_entropy", [F((2, 4)), F((3, 5)), np.array([0, 1])], {}, ShapeError),
+    ("bitmask_encode", [F(2)], {}, DTypeError),
+    ("bitmask_encode", [2 * I8(2)], {}, ParameterError),
+    ("bitmask_decode", [np.array([1], dtype=np.uint8), np.array([1], dtype=np.uint8), [9]], {}, FormatError),
+    ("bitmask_decode", [np.array([8], dtype=np.uint8), np.array([1], dtype=np.uint8), [3]], {}, FormatError),
+    ("bitmask_decode", [np.array([1], dtype=np.uint8), np.array([2], dtype=np.uint8), [3]], {}, FormatError),
+    ("bitmask_decode", [np.array([1], dtype=np.uint8), np.zeros(0, dtype=np.uint8), [3]], {}, FormatError),
+    ("bitmask_decode", [np.array([1], dtype=np.uint8), np.array([1], dtype=np.uint8), [-3]], {}, ParameterError),
+    ("bitmask_decode", [I8(1), np.array([1], dtype=np.uint8), [3]], {}, DTypeError),
+]
+
+
+@pytest.mark.parametrize(("name", "args", "params", "error"), REFUSED)
+def test_wrong_arguments_are_refused(
+    name: str, args: list[Any], params: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error) as caught:
+        getattr(reference, name)(*args, **params)
+    assert type(caught.value) is error
