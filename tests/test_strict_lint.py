@@ -17,7 +17,7 @@ import pytest
 import walsh.kernels.torch.strict
 
 FOLDER = Path(walsh.kernels.torch.strict.__file__).parent
-FILES = [*sorted(FOLDER.glob("*.py")), FOLDER.parent / "sampling.py"]
+FILES = [*sorted(FOLDER.glob("*.py")), FOLDER.parent / "sampling.py", FOLDER.parent / "integer.py"]
 
 TRANSCENDENTAL = "exp exp2 expm1 log log2 log10 log1p sin cos tan tanh erf pow float_power square sqrt rsqrt reciprocal"
 ACTIVATIONS = "sigmoid silu gelu softmax log_softmax logsumexp softplus rms_norm layer_norm normalize"
@@ -31,7 +31,7 @@ ALLOWED = {
     ("_arithmetic.py", "divide", "/"): "a tensor by a tensor: the one blessed quotient",
     ("_arithmetic.py", "root", "sqrt"): "in float64, then rounded: the one blessed root",
     ("_arithmetic.py", "reciprocal_root", "/"): "Python numbers, float64",
-    ("_integer.py", "integer_bmm", "@"): "integers whose every partial sum float32 holds exactly",
+    ("integer.py", "_float_mm", "bmm"): "integers whose every partial sum float32 holds exactly",
 }
 
 
@@ -91,7 +91,7 @@ def test_every_exemption_is_in_use() -> None:
 
 def test_all_operations_were_looked_at() -> None:
     names = {path.name for path in FILES}
-    assert {"_arithmetic.py", "attention.py", "forward.py", "sampling.py", "rms_norm.py"} <= names
+    assert {"_arithmetic.py", "attention.py", "forward.py", "integer.py", "sampling.py", "rms_norm.py"} <= names
     assert len(FILES) >= 15
 
 

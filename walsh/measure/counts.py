@@ -105,9 +105,9 @@ def section_of(provider: Provider) -> str:
 
 
 def _int8_dot() -> bool:
-    from walsh.kernels.torch.integer import native_is_exact  # here, because counting models needs no kernels
+    from walsh.kernels.torch.integer import native_limit  # here, because counting models needs no kernels
 
-    return native_is_exact(torch.device("cpu"))
+    return native_limit(torch.device("cpu")) == 128
 
 
 @dataclass(frozen=True)

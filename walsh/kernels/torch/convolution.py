@@ -258,7 +258,7 @@ def _weight_gradient(dy: Tensor, x: Tensor, transformed: Tensor | None, method: 
 def expanded_integer_product(a: Tensor, q: Tensor) -> Tensor:
     """One integer GEMM on the sign-expanded codes."""
     d, n, _ = q.shape
-    return integer_mm(a, expand(q).t()).view(a.shape[0], d, n)
+    return integer_mm(a, expand(q), largest=1).view(a.shape[0], d, n)
 
 
 def crossed_integer_product(a: Tensor, q: Tensor) -> Tensor:
@@ -269,7 +269,7 @@ def crossed_integer_product(a: Tensor, q: Tensor) -> Tensor:
     """
     d, n, k = q.shape
     m = a.shape[0]
-    crossed = integer_mm(a.reshape(m * d, k), q.reshape(d * n, k).t()).view(m, d * d, n)
+    crossed = integer_mm(a.reshape(m * d, k), q.reshape(d * n, k), largest=1).view(m, d * d, n)
     order, signs = _crossings(d, a.device)
     return crossed.index_select(1, order).mul_(signs).view(m, d, d, n).sum(dim=2, dtype=torch.int32)
 

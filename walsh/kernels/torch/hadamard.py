@@ -29,7 +29,7 @@ from walsh.kernels.torch._check import (
 )
 from walsh.kernels.torch.activations import dequantize, quantize_activations
 from walsh.kernels.torch.hadamard_transform import orthonormal, transform
-from walsh.kernels.torch.integer import exact_bmm
+from walsh.kernels.torch.integer import whole_bmm
 from walsh.kernels.torch.ternary import as_codes, check_ternary, clip_gradient, ternary, weight_shape
 
 
@@ -82,7 +82,7 @@ def _compute(
         v = v.view(m, n, k)
         # Integer products and their integer transform: exact, whatever the order of summation. Where a float product
         # has made them and holds their sums too, they stay in it.
-        total = exact_bmm(v.transpose(0, 1), q.transpose(1, 2), n)
+        total = whole_bmm(v.transpose(0, 1), q, largest=1, terms=n)
         h = transform(total, 0).transpose(0, 1).to(scale.dtype).div_(scale[:, :, None]).mul_(1 / math.sqrt(n))
     y = (h if beta is None else h * beta.to(work)).reshape(*x.shape[:-1], n * width).to(x.dtype, copy=keep)
     codes = w.new_empty(0, dtype=torch.int8) if rule is None else q

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from walsh.errors import RangeError, ShapeError
 from walsh.kernels.torch._check import require_range, require_shape
+from walsh.kernels.torch.integer import integer_bmm
 from walsh.kernels.torch.strict._arithmetic import divide, exp, psum, quantise, reciprocal_root
 from walsh.kernels.torch.strict._check import as_integers, require_float32, require_last_axis
-from walsh.kernels.torch.strict._integer import integer_bmm
 
 _TILE = 1 << 22
 """Most addends held at once: 16 MiB."""

@@ -18,9 +18,9 @@ from torch import Tensor
 from walsh.algebra import DIMENSIONS, cayley_dickson_signs
 from walsh.errors import ShapeError
 from walsh.kernels.torch._check import require_features, require_shape, require_ternary
+from walsh.kernels.torch.integer import integer_mm
 from walsh.kernels.torch.strict._arithmetic import quantise
 from walsh.kernels.torch.strict._check import require_dtype, require_float32
-from walsh.kernels.torch.strict._integer import integer_mm
 
 _TILE = 1 << 24
 """Most int32 block products held at once: 64 MiB."""
@@ -34,8 +34,8 @@ def _table(dimension: int, device: torch.device) -> tuple[list[Tensor], list[Ten
     return [components ^ j for j in range(dimension)], [signs[:, j, None] for j in range(dimension)]
 
 
-def signed_product(a: Tensor, w: Tensor) -> Tensor:
-    """The exact product of components: a int8 [M, D, K], w int8 [D, N, K], result int32 [M, D, N]."""
+def signed_product(a: Tensor, w: Tensor, largest: int = 128) -> Tensor:
+    """The exact product of components: a int8 [M, D, K], w int8 [D, N, K] up to largest, result int32 [M, D, N]."""
     tokens, dimension, k = a.shape
     n = w.shape[1]
     partners, signs = _table(dimension, a.device)
@@ -44,7 +44,7 @@ def signed_product(a: Tensor, w: Tensor) -> Tensor:
     tiles = []
     for start in range(0, max(tokens, 1), step):
         tile = a[start : start + step]
-        blocks = integer_mm(tile.reshape(-1, k), rows).reshape(tile.shape[0], dimension, dimension, n)
+        blocks = integer_mm(tile.reshape(-1, k), rows, largest).reshape(tile.shape[0], dimension, dimension, n)
         total = blocks[:, 0, partners[0]] * signs[0]
         for j in range(1, dimension):
             total = total + blocks[:, j, partners[j]] * signs[j]
@@ -56,7 +56,7 @@ def apply(x: Tensor, codes: Tensor, beta: Tensor) -> Tensor:
     """:func:`cayley_dickson_linear` of arguments that have been checked."""
     dimension, n, k = codes.shape
     a, r = quantise("x", x)
-    sums = signed_product(a.reshape(math.prod(x.shape[:-1]), dimension, k), codes)
+    sums = signed_product(a.reshape(math.prod(x.shape[:-1]), dimension, k), codes, largest=1)
     y = (sums.to(torch.float32) * r.reshape(-1, 1, 1)) * beta
     return y.reshape(*x.shape[:-1], dimension * n)
 

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from walsh.errors import ParameterError, ShapeError
 from walsh.kernels.torch._check import require_features, require_range, require_shape
+from walsh.kernels.torch.integer import integer_mm
 from walsh.kernels.torch.strict._arithmetic import quantise
 from walsh.kernels.torch.strict._check import as_integers, require_dtype, require_float32, require_last_axis
-from walsh.kernels.torch.strict._integer import integer_mm
 from walsh.reference.embedding import hash_indices
 
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from walsh.algebra import is_power_of_two
 from walsh.errors import ShapeError
 from walsh.kernels.torch._check import require_features, require_shape, require_ternary
+from walsh.kernels.torch.integer import integer_bmm
 from walsh.kernels.torch.strict._arithmetic import quantise, reciprocal_root
 from walsh.kernels.torch.strict._check import require_dtype, require_float32, require_last_axis
-from walsh.kernels.torch.strict._integer import integer_bmm
 
 
 def butterflies(x: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def apply(x: Tensor, codes: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     tokens, c_n = math.prod(x.shape[:-1]), reciprocal_root(size)
     v = butterflies(alpha * x.reshape(tokens, size, k)) * c_n
     a, r = quantise("x, after alpha and the transform,", v.reshape(tokens, size * k))
-    products = integer_bmm(a.reshape(tokens, size, k).transpose(0, 1), codes)  # [n, tokens, N]
+    products = integer_bmm(a.reshape(tokens, size, k).transpose(0, 1), codes, largest=1)  # [n, tokens, N]
     sums = butterflies(products.transpose(0, 1))
     y = ((sums.to(torch.float32) * r[..., None]) * c_n) * beta
     return y.reshape(*x.shape[:-1], size * n)

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from walsh.errors import ShapeError
 from walsh.kernels.torch._check import require_shape
+from walsh.kernels.torch.integer import integer_bmm
 from walsh.kernels.torch.strict._arithmetic import quantise, reciprocal_root
 from walsh.kernels.torch.strict._check import require_dtype, require_float32, require_last_axis
-from walsh.kernels.torch.strict._integer import integer_bmm
 from walsh.kernels.torch.strict.cayley_dickson import signed_product
 from walsh.kernels.torch.strict.hadamard import butterflies
 from walsh.reference.strict.head_mixer import require_group
