@@ -54,7 +54,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 EXTRAS = ("torch", "triton", "data", "train", "hf", "wasm", "ic", "report")
 """Every extra that a session installs."""
 
-TRITON_TESTS = ("tests/test_triton.py", "tests/test_triton_ops.py", "tests/test_dispatch.py")
+TRITON_TESTS = ("tests/kernels/triton", "tests/test_dispatch.py")
 
 
 def install(session: nox.Session, extras: str = "", *groups: str) -> None:

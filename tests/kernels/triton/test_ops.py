@@ -1,31 +1,10 @@
-"""Every registered operation of the Triton kernels under PyTorch's own examination, and whole functions compiled.
+"""Every registered operation of the Triton kernels under PyTorch's own examination, and whole functions compiled."""
 
-Like ``test_triton.py`` this needs TRITON_INTERPRET=1 before Triton is imported.
-"""
-
-import os
-
-import numpy as np
 import pytest
+from interpreted import F64, codes, rand, torch
 
-if os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip("TRITON_INTERPRET=1 is not set: kernels cannot run on this CPU", allow_module_level=True)
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("triton")
-
-from walsh.kernels import triton as kernels  # noqa: E402  # after the guards
-from walsh.kernels.triton._ops import REGISTERED  # noqa: E402
-
-F64 = torch.float64
-
-
-def rand(*shape, dtype=torch.float32, seed=0):
-    return torch.from_numpy(np.random.default_rng(seed + sum(shape)).standard_normal(shape)).to(dtype)
-
-
-def codes(*shape, low=-128, high=128, seed=0):
-    return torch.from_numpy(np.random.default_rng(seed).integers(low, high, shape).astype(np.int8))
+from walsh.kernels import triton as kernels
+from walsh.kernels.triton._ops import REGISTERED
 
 
 def whole(*values):
