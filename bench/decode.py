@@ -7,7 +7,7 @@ llama.cpp on these dense matrices is a peer where it is installed, with the tole
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -53,8 +53,15 @@ def one_thread(provider: Provider) -> Provider:
         finally:
             torch.set_num_threads(threads)
 
-    # Its bytes are those of the other, which stands there on every machine.
-    return replace(provider, name=f"{provider.name}, one thread", run=run, model_bytes=None)
+    # Its bytes and counts are those of the other, which stands there on every machine.
+    return replace(provider, name=f"{provider.name}, one thread", run=run, exact_counts=False, model_bytes=None)
+
+
+def each_way(setting: Setting, providers: Sequence[Provider]) -> list[Provider]:
+    """Each with PyTorch's own choice of threads and, where that is a choice, with one."""
+    if setting.device != "cpu" or torch.get_num_threads() == 1:
+        return list(providers)
+    return [way for provider in providers for way in (provider, one_thread(provider))]
 
 
 def cacheless_provider(model: Model, prompt: Tensor, check: Check) -> Provider:
@@ -148,10 +155,8 @@ def make_case(setting: Setting, algebra: str, past: int) -> Iterable[Case | Abse
     prompt = model.draw(7, 1, past)
     checks = token_checks(model, prompt, None)
     peers, refused = llama_cpp.providers(name, model, 1, prompt, checks)
-    others = [plain_provider(model, prompt, checks(FLOAT_TOLERANCE)), *peers]
-    if setting.device == "cpu" and torch.get_num_threads() > 1:
-        others[1:] = [one_thread(others[0]), *(one for peer in peers for one in (peer, one_thread(peer)))]
-    own = [own_provider(package, model, prompt) for package in packages(setting)]
+    peers = each_way(setting, [plain_provider(model, prompt, checks(FLOAT_TOLERANCE)), *peers])
+    own = each_way(setting, [own_provider(package, model, prompt) for package in packages(setting)])
     if not without_engine(""):
         own.append(engine_provider(model, prompt))
     yield Case(
@@ -162,7 +167,7 @@ def make_case(setting: Setting, algebra: str, past: int) -> Iterable[Case | Abse
         work=model.work(1, dense=True, bits=32),
         fresh=lambda seed: {"ids": model.draw(seed, 1, 1)},
         check=token_checks(model, prompt, 8)(INT8_TOLERANCE),
-        providers=(*others, cacheless_provider(model, prompt, checks(FLOAT_TOLERANCE)), *own),
+        providers=(*peers, cacheless_provider(model, prompt, checks(FLOAT_TOLERANCE)), *own),
         tokens=1,
         at_least=7,
     )
