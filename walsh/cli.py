@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from walsh import __version__
-from walsh.errors import BackendError, ParameterError, VectorError, WalshError
+from walsh.errors import BackendError, VectorError, WalshError
 from walsh.suite.backend import AdapterBroken
 from walsh.suite.runner import Exit
 
@@ -46,7 +46,7 @@ def _exit_code(error: WalshError) -> int:
         return Exit.INCOMPLETE
     if isinstance(error, BackendError | AdapterBroken):
         return Exit.BROKEN
-    return Exit.USAGE if isinstance(error, ParameterError) else Exit.FAILURE
+    return Exit.USAGE
 
 
 def _missing(command: str, extra: str, error: ModuleNotFoundError) -> BackendError:
@@ -125,6 +125,13 @@ class WalshGroup(click.Group):
         except Exception as error:
             if "--debug" in given:
                 raise
+            if isinstance(error, OSError) and error.filename is not None and error.strerror:
+                # A path that was given, and that the system refuses.
+                click.echo(f"error: {error.filename}: {error.strerror}; give another path", err=True)
+                sys.exit(Exit.USAGE)
+            if isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
+                click.echo(f"error: not enough memory; ask for something smaller ({error or 'MemoryError'})", err=True)
+                sys.exit(_INTERNAL)
             click.echo(f"internal error: {type(error).__name__}: {error}; --debug shows where", err=True)
             sys.exit(_INTERNAL)
         sys.exit(code if isinstance(code, int) else 0)

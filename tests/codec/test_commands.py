@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ def test_a_failed_measurement_is_told(work: Path, tmp_path: Path, monkeypatch: p
 
 def test_compress_refuses_what_a_file_cannot_hold(work: Path, tmp_path: Path) -> None:
     floats = save(tmp_path / "floats", ternary=False)
-    assert "ternary" in call("compress", floats, "-o", tmp_path / "x.walsh", "--no-measure", code=1).stderr
+    assert "ternary" in call("compress", floats, "-o", tmp_path / "x.walsh", "--no-measure", code=64).stderr
     spin = ("compress", work / "checkpoint", "-o", tmp_path / "x", "--no-measure", "--format", "spin")
     assert "int8 rows" in call(*spin, "--rows", "int4", code=64).stderr
     assert "no such folder" in call("compress", work / "checkpoint", "-o", tmp_path / "a" / "b", code=64).stderr
@@ -208,4 +209,46 @@ def test_generate_from_a_file_in_both_engines(work: Path) -> None:
     assert json.loads(two.stdout)[0]["text"] == file[:-1]
     long = call("generate", work / "model.walsh", "--prompt", "ab" * 20, "--max-tokens", 1)
     assert "prompt 0 has 40 tokens, the context 16" in long.stderr
-    call("generate", work / "none.walsh", "--engine", "wasm", code=1)
+    call("generate", work / "none.walsh", "--engine", "wasm", code=64)
+    for engine in ("wasm", "torch"):
+        same = [
+            call("generate", path, *common, "--seed", seed, "--device", "cpu", "--engine", engine).stdout
+            for path in (work / "model.walsh", work / "checkpoint")
+            for seed in (2**64 + 3, 3 - 2**64, 3)
+        ]
+        assert len(set(same[:3])) == len(set(same[3:])) == 1  # seeds count modulo 2^64
+
+
+def test_a_foreign_file_is_named_with_what_was_expected(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "picture.walsh").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    for command in ("generate", "inspect"):
+        told = call(command, tmp_path / "picture.walsh", code=64).stderr
+        assert told.startswith(f"error: {tmp_path / 'picture.walsh'}: a header of ")
+        assert "is it a .walsh file, whole?" in told
+    told = call("inspect", work / "checkpoint" / "model.safetensors", code=64).stderr
+    assert "of a checkpoint give the folder" in told
+
+
+def test_options_that_would_not_be_heeded_are_refused(work: Path, tmp_path: Path) -> None:
+    file, folder, made = work / "model.walsh", work / "checkpoint", tmp_path / "made.pt"
+    for arguments in (
+        ("inspect", folder, "--vocabulary", 5),
+        ("inspect", folder, "--characters", "ab"),
+        ("inspect", file, "--characters", "ab"),
+        ("verify", file, "--characters", "ab"),
+        ("convert", file, "-o", made, "--characters", "ab"),
+        ("convert", file, "-o", made, "--set", "n_head=8"),
+    ):
+        assert "leave" in call(*arguments, code=64).stderr
+    assert not made.exists()
+    call("convert", file, "-o", made)
+    told = call("convert", made, "-o", tmp_path / "two.walsh", "--set", "nonsense=1", code=64).stderr
+    assert "setting 'nonsense': expected one of" in told
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    assert "not UTF-8" in call("analyze", folder, "--text", tmp_path / "binary", code=64).stderr
+
+
+def test_convert_keeps_the_run_that_it_reads(work: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(work / "checkpoint", run / "checkpoint")
+    assert "is the source" in call("convert", run, "-o", run / "checkpoint", "--force", code=64).stderr

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from walsh import __version__
 from walsh.cli import main
+from walsh.errors import DataError, FormatError
 from walsh.suite import tensors
 from walsh.suite.report import read_report
 from walsh.suite.schema import dump_canonical
@@ -138,6 +139,14 @@ def test_exit_4(walsh, backend):
     assert "Traceback" not in found.output
 
 
+def test_a_command_is_named_as_it_was_given(walsh):
+    found = walsh("--backend", "cmd:cat")
+    assert "BROKEN  cmd:cat: cat: no description" in found.output  # and no picture of one
+    found = walsh("--backend", "cmd:'python")
+    assert found.exit_code == 4
+    assert found.output.splitlines()[-1].startswith("error: cmd:'python: no closing quotation")
+
+
 def test_exit_4_when_a_process_has_nothing_to_say(walsh):
     found = walsh("--backend", f"cmd:{sys.executable} -c pass")
     assert found.exit_code == 4
@@ -154,7 +163,10 @@ def test_exit_4_when_a_process_has_nothing_to_say(walsh):
         ["--function", "cli_backends:transform"],
         ["--function", "cli_backends:transform", "--op", "hadamard", "--backend", "torch"],
         ["--timeout", "0"],
+        ["--timeout", "nan"],
+        ["--badge", "badge.txt"],
         ["--json", "/no/such/folder/report.jsonl"],
+        ["--json", "/proc/report.jsonl"],
     ],
 )
 def test_exit_64(walsh, arguments):
@@ -165,6 +177,29 @@ def test_exit_64(walsh, arguments):
 
 def test_exit_64_for_an_unknown_command():
     assert CliRunner().invoke(main, ["conform"]).exit_code == 64
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (FileNotFoundError(2, "No such file or directory", "/proc/x"), 64, "error: /proc/x: No such file or directory"),
+        (PermissionError(13, "Permission denied", "out"), 64, "error: out: Permission denied"),
+        (MemoryError(), 70, "error: not enough memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 70, "error: not enough memory"),
+        (RuntimeError("odd"), 70, "internal error: RuntimeError: odd"),
+        (FormatError("x is damaged"), 64, "error: x is damaged"),
+        (DataError("x is missing"), 64, "error: x is missing"),
+    ],
+)
+def test_what_the_system_refuses_is_told_in_a_line(monkeypatch, error, code, told):
+    def fails() -> None:
+        raise error
+
+    monkeypatch.setattr(main, "get_command", lambda *_: click.Command("train", callback=fails))
+    found = CliRunner().invoke(main, ["train"])
+    assert found.exit_code == code
+    assert found.output.startswith(told)
+    assert len(found.output.splitlines()) == 1
 
 
 @pytest.mark.parametrize(("missing", "code"), [("torch", 4), ("walsh.nothing", 70)])
@@ -244,8 +279,9 @@ def test_version_and_help():
     assert CliRunner().invoke(main, ["--version"]).output == f"walsh, version {__version__}\n"
     found = CliRunner().invoke(main, ["conformance", "--help"])
     assert found.exit_code == 0
-    for word in ("--backend", "--junit", "64 bad usage", "generate"):
+    for word in ("--backend", "--junit", "64 bad", "generate"):
         assert word in found.output
+    assert "\\" not in found.output + CliRunner().invoke(main, ["mutants", "--help"]).output
 
 
 def test_module_and_dumb_terminal(full, tmp_path):

@@ -36,6 +36,9 @@ from walsh.errors import FormatError, NonFiniteError, RangeError
 from walsh.reference.config import complete_config
 from walsh.reference.embedding import hash_indices
 
+FOREIGN = "is it a .walsh file, whole? walsh also reads SPIN and .pt files, and folders of checkpoints"
+"""What to ask of a file that breaks off, or begins like none of ours."""
+
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
@@ -87,14 +90,14 @@ def _member(what: str, value: Any, keys: tuple[str, ...]) -> dict[str, Any]:
 
 def _header(content: bytes) -> tuple[dict[str, Any], int]:
     if len(content) < 8:
-        raise FormatError(f"a file of {len(content)} bytes: expected at least 8")
+        raise FormatError(f"a file of {len(content)} bytes: expected at least 8; {FOREIGN}")
     length = int.from_bytes(content[:8], "little")
     room = min(len(content) - 8, MAX_HEADER)
     if length > room:
-        raise FormatError(f"a header of {length} bytes: expected at most {room}")
+        raise FormatError(f"a header of {length} bytes: expected at most {room}; {FOREIGN}")
     text = content[8 : 8 + length]
     if not text.startswith(b"{"):
-        raise FormatError("the header does not start with an opening brace")
+        raise FormatError(f"the header does not start with an opening brace; {FOREIGN}")
     return parse_json("the header", text), 8 + length
 
 
@@ -129,7 +132,11 @@ def _tensors(header: Mapping[str, Any], content: bytes, start: int) -> dict[str,
 
 
 def _record(header: Mapping[str, Any]) -> dict[str, Any]:
-    metadata = _member("__metadata__", header.get("__metadata__"), ("walsh",))
+    if not isinstance(header.get("__metadata__"), dict) or "walsh" not in header["__metadata__"]:
+        raise FormatError(
+            "__metadata__ lacks walsh: a safetensors file of something else; of a checkpoint give the folder"
+        )
+    metadata = _member("__metadata__", header["__metadata__"], ("walsh",))
     if not isinstance(metadata["walsh"], str):
         raise FormatError("__metadata__.walsh: expected a text")
     record = parse_json("the record", metadata["walsh"])

@@ -11,9 +11,10 @@ trained -> strict rounds; strict -> trained does not: ternary codes stay codes, 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from walsh.codec.rows import four_bit_rows, table_stems
 from walsh.data.tokenizers import Tokenizer, from_dict
 from walsh.errors import DataError, FormatError, NonFiniteError, ParameterError
 from walsh.model.config import WalshConfig
-from walsh.model.published import infer_config, published_config, published_names, rename, tokenizer_for
+from walsh.model.published import check_settings, infer_config, published_config, published_names, rename, tokenizer_for
 from walsh.reference.ternary import ternary
 
 Array = NDArray[Any]
@@ -97,10 +98,17 @@ def read_source(
     """
     path = Path(path)
     kind = detect(path)
+    if kind in ("checkpoint", "walsh"):
+        for what, given in (("characters", characters), ("settings", settings)):
+            if given:
+                raise ParameterError(f"{what} {given!r} with {path}: a {kind} has its own; leave them out")
+    check_settings(settings or {})
     if kind == "walsh":
-        return from_walsh(_read(path))
+        with naming(path):
+            return from_walsh(_read(path))
     if kind == "spin":
-        return from_spin(_read(path), settings, characters)
+        with naming(path):
+            return from_spin(_read(path), settings, characters)
     # Only these two need PyTorch.
     from walsh.model.checkpoint import load_checkpoint
     from walsh.model.convert import convert
@@ -118,11 +126,20 @@ def read_source(
     return Source(kind, config, from_dict(checkpoint.tokenizer), trained, None, size)
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Format errors from inside name the file."""
+    try:
+        yield
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from None
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise FormatError(f"{path}: {error.strerror}") from None
+        raise FormatError(str(error.strerror)) from None
 
 
 def _numpy(tensor: Any) -> Array:

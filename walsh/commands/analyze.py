@@ -7,10 +7,14 @@ from pathlib import Path
 
 import click
 
+from walsh.errors import ParameterError
+
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path), default=Path("runs/laptop"))
-@click.option("--text", type=click.Path(path_type=Path, exists=True), help="File to look at [English on Python].")
+@click.option(
+    "--text", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="File to look at [English on Python]."
+)
 @click.option("--tokens", type=click.IntRange(min=1), default=4096, show_default=True, help="At most.")
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Folder [CHECKPOINT/analysis].")
 @click.option("--device", help="Such as cpu or cuda [a GPU if there is one].")
@@ -27,7 +31,11 @@ def analyze(
     from walsh.training.distributed import choose_device
 
     model, tokenizer = load_model(checkpoint, choose_device(device))
-    words = text.read_text(encoding="utf-8") if text else "".join(open_corpus("pydoc").train())[: 8 * tokens]
+    try:
+        given = text.read_text(encoding="utf-8") if text else None
+    except UnicodeDecodeError as error:
+        raise ParameterError(f"--text {text}: not UTF-8 ({error.reason} at byte {error.start}); give a text") from None
+    words = given if given is not None else "".join(open_corpus("pydoc").train())[: 8 * tokens]
     if isinstance(tokenizer, CharacterTokenizer) and text is None:
         words = "".join(character for character in words if character in tokenizer.characters)
     found = analyse(model, tokenizer.encode(words)[:tokens].tolist())

@@ -17,7 +17,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from walsh.commands.fuzz import fuzz
-from walsh.commands.selection import Choice, make_backends, narrow_to_function, select_cases
+from walsh.commands.selection import (
+    Choice,
+    Seconds,
+    check_output,
+    make_backends,
+    narrow_to_function,
+    select_cases,
+)
 from walsh.commands.validate import validate
 from walsh.suite import display
 from walsh.suite.backend import AdapterBroken, Backend
@@ -88,7 +95,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--device", help="Such as cuda.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(),
     default=60.0,
     show_default=True,
     help="Seconds per case, for cmd: backends.",
@@ -115,11 +122,10 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.pass_context
 def conformance(ctx: click.Context, /, **given: Any) -> None:
-    r"""Hold backends to the conformance vectors.
+    """Hold backends to the conformance vectors.
 
-    \b
-    Exit codes: 0 conforming, 1 failure, 2 unexpected pass,
-    3 vectors incomplete or invalid, 4 adapter broken, 64 bad usage.
+    Exit codes: 0 conforming, 1 failure, 2 unexpected pass, 3 vectors incomplete or invalid, 4 adapter broken, 64 bad
+    usage.
     """
     if ctx.invoked_subcommand is None:
         ctx.exit(_run(Options(**given)))
@@ -216,8 +222,10 @@ def _check_usage(options: Options) -> None:
     if options.function is not None and len(options.ops) != 1:
         raise click.UsageError("--function needs exactly one --op")
     for path in (options.json_path, options.junit_path, options.html_path, options.badge_path):
-        if path is not None and not path.parent.is_dir():
-            raise click.UsageError(f"{path}: the folder {path.parent} does not exist")
+        if path is not None:
+            check_output(path)
+    if options.badge_path is not None and options.badge_path.suffix not in (".svg", ".json"):
+        raise click.UsageError(f"--badge {options.badge_path}: expected a name that ends in .svg or .json")
 
 
 def _run_one(

@@ -86,6 +86,11 @@ def _write_transformers(source: Source, folder: Path) -> None:
     export(Walsh(source.config, weights=weights), from_dict(tokenizer_record(source)), folder)
 
 
+def _parts(source: Path) -> list[Path]:
+    """The checkpoints inside a run, which hold what converting leaves out: the optimizer's state."""
+    return [folder for folder in (source / "checkpoint", source / "best") if folder.is_dir()]
+
+
 def _write(source: Source, target: str, path: Path, name: str) -> None:
     from walsh.codec.sources import strict_form_of, to_spin, without_unused_rows
     from walsh.codec.writer import write_atomically, write_walsh
@@ -127,7 +132,7 @@ def convert(
     target = _target(to, output)
     ends = {"checkpoint": "", "walsh": ".walsh", "spin": ".spin", "published": ".pt", "transformers": ".transformers"}
     path = new_file(output or source.with_suffix(ends[target]), force)
-    if path.resolve() == source.resolve():
+    if path.resolve() in (source.resolve(), *(folder.resolve() for folder in _parts(source))):
         raise ParameterError(f"{path} is the source: give another --output")
     read = read_source(source, parse_settings(settings), characters)
     if path.is_dir() and target not in FOLDERS:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 from rich.markup import escape
 
-from walsh.commands.selection import Choice, make_backends, select_cases
+from walsh.commands.selection import Choice, Seconds, make_backends, select_cases
 from walsh.suite import display
 from walsh.suite.backend import AdapterBroken
 from walsh.suite.policy import load_policy
@@ -26,9 +26,7 @@ from walsh.suite.vectors import Case, ExpectedError, load_suite
 @click.option("--function", metavar="PKG.MOD:FN", help="One function instead of a backend.")
 @click.option("--tensors", type=click.Choice(["numpy", "torch"]), default="numpy", help="What --function is given.")
 @click.option("--device", help="Such as cuda.")
-@click.option(
-    "--timeout", type=click.FloatRange(min=0, min_open=True), default=60.0, help="Seconds, for cmd: backends."
-)
+@click.option("--timeout", type=Seconds(), default=60.0, help="Seconds, for cmd: backends.")
 @click.option("--vectors", type=click.Path(path_type=Path), help="Data folder (holds manifest.json).")
 @click.option(
     "--save", type=click.Path(path_type=Path, file_okay=False), help="Save tensors as safetensors files here."

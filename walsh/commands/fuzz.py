@@ -11,7 +11,7 @@ from typing import Any
 import click
 from rich.markup import escape
 
-from walsh.commands.selection import Choice, make_backends
+from walsh.commands.selection import Choice, Seconds, make_backends
 from walsh.suite import display
 from walsh.suite.catalog import CALLS, OPS
 from walsh.suite.progress import track
@@ -24,7 +24,7 @@ _ROUNDS = 1000
 @click.option("--backend", "backends", multiple=True, metavar="NAME", help="As of walsh conformance. Repeatable.")
 @click.option("--op", "ops", multiple=True, metavar="OP", help="Only this op or call. Repeatable.")
 @click.option("--rounds", type=click.IntRange(min=1), help=f"Stop after so many; {_ROUNDS} if no limit is given.")
-@click.option("--seconds", type=click.FloatRange(min=0, min_open=True), help="Stop after so long.")
+@click.option("--seconds", type=Seconds(), help="Stop after so long.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Another seed, other rounds.")
 @click.option(
     "--output",
@@ -34,9 +34,7 @@ _ROUNDS = 1000
     help="Where disagreements are written, as vectors.",
 )
 @click.option("--device", help="Such as cuda.")
-@click.option(
-    "--timeout", type=click.FloatRange(min=0, min_open=True), default=60.0, help="Seconds, for cmd: backends."
-)
+@click.option("--timeout", type=Seconds(), default=60.0, help="Seconds, for cmd: backends.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.pass_context

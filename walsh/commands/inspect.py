@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from walsh.errors import ParameterError
 from walsh.model import accounting
 from walsh.model.config import WalshConfig
 from walsh.suite.display import make_console
@@ -91,6 +92,11 @@ def inspect(source: Path, vocabulary: int | None, tensors: bool, characters: str
     sizes are those of the tensors, without container and tokenizer; a file is besides shown as it stores them.
     """
     stored = None
+    described = source.suffix == ".toml" or not source.exists()
+    if vocabulary is not None and not described:
+        raise ParameterError(f"--vocabulary with {source}: a model has its own; leave it out")
+    if characters is not None and not source.is_file():
+        raise ParameterError(f"--characters with {source}: of published files only; leave it out")
     if source.is_file() and source.suffix != ".toml":
         config, shapes, stored = _file(source, characters)
     else:

@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
+from walsh.commands.selection import check_output
 from walsh.suite import display
 from walsh.suite.mutants import Mutant, available, check_sources, load_excused, load_registry, to_json
 from walsh.suite.mutants.campaign import (
@@ -53,9 +54,8 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.pass_context
 def mutants(ctx: click.Context, /, **given: Any) -> None:
-    r"""Seed known mistakes into the backends and run the vectors against each.
+    """Seed known mistakes into the backends and run the vectors against each.
 
-    \b
     Exit codes: 0 all killed or excused in writing, 1 a survivor, a broken mutant or a failing control,
     3 vectors or registry invalid, 64 bad usage.
     """
@@ -103,8 +103,8 @@ def _run(**given: Any) -> int:
             click.echo(f"{mutant.id}  {mutant.kind}  {mutant.killer}  {mutant.why}")
         return 0
     for path in (given["json_path"], given["markdown_path"]):
-        if path is not None and not path.parent.is_dir():
-            raise click.UsageError(f"{path}: the folder {path.parent} does not exist")
+        if path is not None:
+            check_output(path)
     if not chosen:
         console.print("no mutant of what changed, and no sample: nothing to do")
         return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from rich.markup import escape
 
+from walsh.commands.selection import Seconds
 from walsh.suite import display
 from walsh.suite.runner import Exit
 from walsh.suite.schema import locate_data
@@ -20,9 +21,7 @@ _STYLE = {"ok": "green", "fail": "bold red", "none": "dim"}
 
 @click.command("validate-backend")
 @click.argument("command")
-@click.option(
-    "--timeout", type=click.FloatRange(min=0, min_open=True), default=20.0, show_default=True, help="Seconds a message."
-)
+@click.option("--timeout", type=Seconds(), default=20.0, show_default=True, help="Seconds a message.")
 @click.option("--vectors", type=click.Path(path_type=Path), help="Data folder (holds manifest.json).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")

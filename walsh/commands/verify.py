@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from walsh.errors import WalshError
+from walsh.errors import ParameterError, WalshError
 from walsh.suite.display import make_console
 
 
@@ -45,7 +45,7 @@ def _read(path: Path, kind: str, characters: str | None) -> str:
         records, _, version = spin.read_records(path.read_bytes())
         source = read_source(path, characters=characters)
         return f"SPIN version {version}, {len(records)} records, all of one {source.config.algebra} model"
-    source = read_source(path)
+    source = read_source(path, characters=characters)
     if source.file is not None:
         return f".walsh, {len(source.file.stored)} tensors, all digests right, {source.config.algebra}"
     return f"{kind}, {len(source.trained)} tensors, {source.config.algebra}"
@@ -111,6 +111,8 @@ def _checks(path: Path, tokens: int, characters: str | None, show: Callable[[str
     from walsh.codec.sources import detect
 
     kind = detect(path)
+    if characters is not None and kind not in ("spin", "published"):
+        raise ParameterError(f"--characters with {path}: a {kind} has its own tokenizer; leave it out")
     read = _try("python", lambda: _read(path, kind, characters))
     yield read
     missing = [package for package in ("wasmtime", "torch") if importlib.util.find_spec(package) is None]
@@ -138,7 +140,7 @@ def _checks(path: Path, tokens: int, characters: str | None, show: Callable[[str
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, exists=True))
 @click.option("--tokens", type=click.IntRange(min=0), default=0, help="Compare so many tokens of 20 prompts [none].")
-@click.option("--characters", help="Of a SPIN file whose vocabulary is characters.")
+@click.option("--characters", help="Of a published file whose vocabulary is characters.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show tracebacks.")
 @click.pass_context

@@ -187,7 +187,8 @@ def _choose(logits: Tensor, tokens: Mapping[int, Sequence[int]], sampling: Sampl
         top_k=sampling.top_k,
         top_p=sampling.top_p,
         repetition_penalty=sampling.repetition_penalty,
-        seed=torch.tensor([sampling.seed + number for number in tokens]),
+        # Seeds count modulo 2^64; a tensor holds them with a sign.
+        seed=torch.tensor([(sampling.seed + number + 2**63) % 2**64 - 2**63 for number in tokens]),
         position=torch.tensor([len(seen) for seen in tokens.values()]),
     )
     return [int(token) for token in ids]

@@ -20,7 +20,7 @@ import numpy as np
 
 from walsh.codec import spin
 from walsh.codec.reader import outline
-from walsh.codec.sources import Source, detect, read_source, strict_form_of, without_unused_rows
+from walsh.codec.sources import Source, detect, naming, read_source, strict_form_of, without_unused_rows
 from walsh.codec.writer import dump
 from walsh.data.tokenizers import Tokenizer
 from walsh.engine.model import Sampling
@@ -246,8 +246,9 @@ def load(
         return CheckpointModel(path, device)
     if engine == "wasm" and kind == "walsh":
         content = path.read_bytes()
-        file = outline(content, verify=False)  # the engine compares the digests
-        return WasmModel(content, WalshConfig.from_dict(file.config), file.tokenizer)
+        with naming(path):
+            file = outline(content, verify=False)  # the engine compares the digests
+            return WasmModel(content, WalshConfig.from_dict(file.config), file.tokenizer)
     source = without_unused_rows(read_source(path))
     if engine == "torch":
         return PackedTorchModel(source, device)

@@ -63,6 +63,9 @@ _RECOMPUTED = re.compile(
 _FROM_FILE = ("n_head", "block_size", "rule", "ste_clip", "hash_scale")
 """Keys that are taken from the file's own configuration; the other ones are seen in the shapes."""
 
+_CHECKED = ("n_layer", "n_embd", "vocab_size")
+"""Keys that must be what the weights have."""
+
 
 def rename(tensors: Mapping[str, T]) -> dict[str, T]:
     """Published names to those of SPEC.md.
@@ -82,6 +85,18 @@ def rename(tensors: Mapping[str, T]) -> dict[str, T]:
             raise ParameterError(f"weight {name!r} occurs twice, with and without a prefix; keep one")
         result[new] = tensor
     return result
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse a setting that :func:`infer_config` would not heed.
+
+    Raises:
+        ParameterError: a key that is no part of a configuration, or that is seen in the weights.
+    """
+    heeded = {*_FROM_FILE, *_CHECKED, "activation_bits"}
+    for key in settings:
+        if key not in heeded:
+            raise ParameterError(f"setting {key!r}: expected one of {', '.join(sorted(heeded))}; weights say the rest")
 
 
 def infer_config(weights: Mapping[str, S], given: Mapping[str, Any]) -> WalshConfig:
@@ -124,7 +139,7 @@ def infer_config(weights: Mapping[str, S], given: Mapping[str, Any]) -> WalshCon
     if hadamard:
         seen["hadamard_size"] = n
     for key, value in seen.items():
-        if key in given and key in ("n_layer", "n_embd", "vocab_size") and given[key] != value:
+        if key in given and key in _CHECKED and given[key] != value:
             raise ParameterError(f"config {key} is {given[key]}, the weights have {value}: which file is this from?")
     if seen["head_mixing"]:
         seen["n_head"] = table.shape[1] // weights["blocks.0.mixer.weight"].shape[1]

@@ -44,9 +44,10 @@ _BAR = 30
 
 def make_console() -> Console:
     """A console on stdout; 120 columns where there is no terminal to ask."""
-    console = Console(highlight=False, soft_wrap=False)
+    # Without emoji, because names of commands and cases hold colons: "cmd:cat" is no picture of a cat.
+    console = Console(highlight=False, emoji=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=120, no_color=True, force_terminal=False)
+        console = Console(highlight=False, emoji=False, width=120, no_color=True, force_terminal=False)
     return console
 
 

@@ -171,7 +171,7 @@ def load_suite(root: Path, min_cases: int = MIN_CASES) -> Suite:
         VectorError: if a file is missing, unlisted, edited, malformed or not canonical; if a case occurs twice or
             contradicts the catalogue; if a floor is not reached.
     """
-    data = _read(root / "manifest.json", "manifest.json")
+    data = _read(root / "manifest.json", str(root / "manifest.json"))
     manifest = load_canonical(data, "manifest.json")
     check("manifest", manifest, "manifest.json")
     _check_files(root, manifest["files"])

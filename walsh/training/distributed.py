@@ -68,7 +68,7 @@ def choose_device(name: str | None) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # device "meta" has no values to give
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise BackendError(f"device {name!r} cannot be used: {reason}; try --device cpu") from None

@@ -65,14 +65,14 @@ def check_parameters(temperature: float, top_k: int, top_p: float, repetition_pe
 
     A temperature that rounds to 0 in float32 is 0.
     """
-    if not np.float32(temperature) >= 0:
+    with np.errstate(over="ignore"):
+        rounded, penalty = np.float32(temperature), np.float32(repetition_penalty)
+    if not rounded >= 0:
         raise ParameterError(f"temperature {temperature!r}: expected 0 (greedy) or more")
     if isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or top_k < 0:
         raise ParameterError(f"top_k {top_k!r}: expected an integer from 0 (all) up")
     if not 0 < top_p <= 1:
         raise ParameterError(f"top_p {top_p!r}: expected more than 0 and at most 1")
-    with np.errstate(over="ignore"):
-        penalty = np.float32(repetition_penalty)
     if not 0 < penalty < np.inf:
         raise ParameterError(f"repetition_penalty {repetition_penalty!r}: expected a finite number above 0")
 

@@ -44,7 +44,10 @@ class ProcessBackend:
 
     def __init__(self, command: str, timeout: float = 60.0) -> None:
         """See the class; the first message starts the program."""
-        self._arguments, self._timeout = shlex.split(command), timeout
+        try:
+            self._arguments, self._timeout = shlex.split(command), timeout
+        except ValueError as error:
+            raise BackendError(f"cmd:{command}: {str(error).lower()}; quote the command as a shell would") from None
         if not self._arguments:
             raise BackendError("cmd: expected a command after the colon, such as cmd:./kernels")
         self._process: subprocess.Popen[bytes] | None = None
