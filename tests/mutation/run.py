@@ -71,7 +71,7 @@ TARGETS = {
     "walsh/reference/_model.py": f"{VECTORS} --op forward && {PYTEST} {FORWARD}",
     "walsh/reference/forward.py": f"{VECTORS} --op forward && {PYTEST} {FORWARD}",
     **{
-        f"walsh/reference/strict/{name}.py": f"{VECTORS} --op {op} && {PYTEST} tests/test_strict.py -k '{tests}'"
+        f"walsh/reference/strict/{name}.py": f"{VECTORS} --op {op} && {PYTEST} tests/kernels/strict -k '{tests}'"
         for name, (op, tests) in STRICT.items()
     },
     "walsh/suite/comparer.py": f"{PYTEST} tests/suite/test_comparer.py",
