@@ -7,22 +7,20 @@ llama.cpp on these dense matrices is a peer where it is installed, with the tole
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from walsh import reference
 from walsh.measure import llama_cpp
 from walsh.measure.case import Absent, Case, Check, Inputs, Provider, Setting
-from walsh.measure.checks import share
+from walsh.measure.continuation import check_strict, token_checks
 from walsh.measure.engine import BACKEND, open_session, pack_model, without_engine
 from walsh.measure.kernels import packages, without_triton
 from walsh.measure.models import FLOAT_TOLERANCE, INT8_TOLERANCE, Model, choose_model
+from walsh.measure.threads import each_way
 
 
 def plain_provider(model: Model, prompt: Tensor, check: Check) -> Provider:
@@ -42,28 +40,6 @@ def plain_provider(model: Model, prompt: Tensor, check: Check) -> Provider:
     )
 
 
-def one_thread(provider: Provider) -> Provider:
-    """The same on one thread, which is faster where a product is too small to share."""
-
-    def run(inputs: Inputs) -> Any:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            return provider.run(inputs)
-        finally:
-            torch.set_num_threads(threads)
-
-    # Its bytes and counts are those of the other, which stands there on every machine.
-    return replace(provider, name=f"{provider.name}, one thread", run=run, exact_counts=False, model_bytes=None)
-
-
-def each_way(setting: Setting, providers: Sequence[Provider]) -> list[Provider]:
-    """Each with PyTorch's own choice of threads and, where that is a choice, with one."""
-    if setting.device != "cpu" or torch.get_num_threads() == 1:
-        return list(providers)
-    return [way for provider in providers for way in (provider, one_thread(provider))]
-
-
 def cacheless_provider(model: Model, prompt: Tensor, check: Check) -> Provider:
     """The whole prefix again for every token: what a published gain by a cache is measured against."""
     tokens = prompt.shape[1] + 1
@@ -74,35 +50,6 @@ def cacheless_provider(model: Model, prompt: Tensor, check: Check) -> Provider:
         check=check,
         model_bytes=model.model_bytes(dense=True, bits=32),
     )
-
-
-def token_checks(model: Model, prompt: Tensor, bits: int | None) -> Callable[[float], Check]:
-    """Checks, by tolerance, of the new token's logits against the definition, which reads prompt and token once."""
-    past, logits = prompt.shape[1], model.continue_after(prompt, bits)
-
-    @lru_cache(maxsize=1)
-    def expect(token: int) -> Any:
-        return logits(prompt.new_tensor([[token]]), past)[0, -1]
-
-    def checks(tolerance: float) -> Check:
-        return lambda inputs, output, _: share(output[0, -1], expect(int(inputs["ids"])), tolerance)
-
-    return checks
-
-
-def check_strict(model: Model, prompt: Tensor) -> Any:
-    """The same of strict arithmetic, to the bit; the definition reads the prompt once and keeps its cache."""
-    past, head_dim = prompt.shape[1], model.n_embd // model.n_head
-    caches = [reference.strict.Int8KVCache(1, past + 1, model.n_head, head_dim) for _ in range(model.n_layer)]
-    reference.strict.forward(prompt.cpu().numpy(), model.exported, model.config, caches)
-
-    def check(inputs: Inputs, output: Tensor, _: int) -> float:
-        for cache in caches:
-            cache.truncate(np.array([past]))
-        expected = reference.strict.forward(inputs["ids"].cpu().numpy(), model.exported, model.config, caches)
-        return 0.0 if np.array_equal(output[0, -1].numpy(), expected[0, -1]) else float("inf")
-
-    return check
 
 
 def own_provider(package: Any, model: Model, prompt: Tensor) -> Provider:

@@ -1,11 +1,14 @@
 """The case files: one per op and job, every provider right, every formula stated."""
 
 import pytest
+import torch
 
 from walsh.errors import ParameterError
 from walsh.measure import work
-from walsh.measure.case import Setting
+from walsh.measure.case import Provider, Setting
 from walsh.measure.cases import JOBS, load_cases, locate_cases
+from walsh.measure.models import Model
+from walsh.measure.threads import each_way
 from walsh.suite.catalog import OPS
 
 ROOMS = (*OPS, *JOBS)
@@ -60,3 +63,35 @@ def test_formulas_by_hand():
     assert work.transform(320, 32, "float32").bytes == 2 * 320 * 4
     assert work.ternary(100).bytes == 4 * 100 * 2 + 100
     assert work.head_mixer(2, 4, "float32", 8, 64).flops == 2 * 2 * 16 * 64
+
+
+def test_work_of_a_head_on_some_tokens_by_hand():
+    # One block of C = 64: four [C, C], gate, up and down [hidden, C]; 256 rows of the head.
+    model = Model(Setting(), 1, 2, 64, 256)
+    layers, head = 4 * 64 * 64 + 3 * 64 * model.config["ffn_hidden"], 256 * 64
+    every, last = (model.work(10, dense=True, bits=32, heads=heads) for heads in (None, 1))
+    assert (every.flops, last.flops) == (2 * 10 * (layers + head), 2 * (10 * layers + head))
+    assert (every.dense_flops, last.dense_flops) == (every.flops, last.flops)
+    assert every.bytes == last.bytes == 4 * (layers + head)
+
+
+def test_a_plain_model_may_apply_its_head_to_the_last_token_alone():
+    plain = Model(Setting(), 1, 2, 64, 256).plain
+    ids, cache = torch.arange(12)[None], plain.make_cache(1, 12)
+    torch.testing.assert_close(plain(ids, cache, last=True), plain(ids)[:, -1:])
+    assert cache.length == 12
+
+
+def test_each_way_adds_one_thread_where_that_is_a_choice():
+    provider = Provider("x", lambda _: torch.get_num_threads(), exact_counts=True, model_bytes=1)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert each_way(Setting(), [provider]) == [provider]
+        torch.set_num_threads(2)
+        assert each_way(Setting("cuda"), [provider]) == [provider]
+        first, second = each_way(Setting(), [provider])
+        assert (first.run({}), second.run({}), torch.get_num_threads()) == (2, 1, 2)
+        assert (second.name, second.exact_counts, second.model_bytes) == ("x, one thread", False, None)
+    finally:
+        torch.set_num_threads(before)

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from bench import decode, prefill
+from bench import prefill
 from walsh.measure import kernels, llama_cpp
 from walsh.measure.case import Setting
+from walsh.measure.continuation import token_checks
 from walsh.measure.llama_cpp import FLOAT16, Q8_0, TQ2_0, Loaded, Sequence
 from walsh.measure.models import Model
 
@@ -99,18 +100,19 @@ def test_the_file_holds_the_dense_twin_and_zeros(tmp_path, form, hidden):
 
 
 @pytest.mark.parametrize(("algebra", "form"), PAIRS)
-@pytest.mark.parametrize("job", ["decode", "prefill"])
+@pytest.mark.parametrize("job", ["decode", "prefill", "first token"])
 def test_its_logits_are_those_of_the_definition(algebra, form, job):
     need("gguf", "llama_cpp")
     model = make_model(algebra)
     prompt = model.draw(7, 1, PAST) if job == "decode" else None
-    checks = prefill.float_checks(model) if prompt is None else decode.token_checks(model, prompt, None)
+    checks = prefill.float_checks(model) if prompt is None else token_checks(model, prompt, None)
     tokens = 1 if job == "decode" else PAST
-    provider = llama_cpp.make_provider(model, form, tokens, prompt, checks(form.tolerance))
+    last = job == "first token"
+    provider = llama_cpp.make_provider(model, form, tokens, prompt, checks(form.tolerance), last)
     for seed in range(3):
         inputs = {"ids": model.draw(seed, 1, tokens)}
         output = provider.run(inputs)
-        assert output.shape == (1, tokens, 320)
+        assert output.shape == (1, 1 if last else tokens, 320)
         assert provider.check(inputs, output, 0) <= 0.7
         assert not provider.check({"ids": model.draw(seed + 10, 1, tokens)}, output, 0) <= 1
 
@@ -132,7 +134,7 @@ def test_the_tolerance_rejects_one_wrong_matrix(form, part, change):
     prompt, ids = right.draw(7, 1, PAST), right.draw(8, 1, 1)
     sequence = Sequence(Loaded(wrong, form), PAST + 1)
     sequence.read(prompt)
-    check = decode.token_checks(right, prompt, None)(form.tolerance)
+    check = token_checks(right, prompt, None)(form.tolerance)
     assert check({"ids": ids}, sequence.read(ids, PAST), 0) > 1
 
 

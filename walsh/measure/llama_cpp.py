@@ -208,8 +208,10 @@ class Sequence:
             raise _refused("cannot make a context")
         weakref.finalize(self, self._library.llama_free, self._context)
 
-    def read(self, ids: Tensor, past: int = 0) -> Tensor:
+    def read(self, ids: Tensor, past: int = 0, last: bool = False) -> Tensor:
         """Logits [1, T, V] of ids [1, T] that follow the first ``past`` tokens, on as many threads as PyTorch uses.
+
+        With ``last`` those of the last token only, [1, 1, V].
 
         Raises:
             BackendError: if llama.cpp refuses to truncate or to compute.
@@ -220,17 +222,20 @@ class Sequence:
             raise _refused(f"cannot truncate to {past} tokens")
         tokens = (ctypes.c_int32 * count)(*ids[0].tolist())
         batch = library.llama_batch_get_one(tokens, count)
-        # Without this it computes the logits of the last token only.
-        batch.logits = (ctypes.c_int8 * count)(*[1] * count)
+        if not last:
+            # Without this it computes the logits of the last token only.
+            batch.logits = (ctypes.c_int8 * count)(*[1] * count)
         if library.llama_decode(self._context, batch) != 0:
             raise _refused(f"cannot read {count} tokens")
-        logits = torch.empty(1, count, self._loaded.vocabulary)
+        logits = torch.empty(1, 1 if last else count, self._loaded.vocabulary)
         ctypes.memmove(logits.data_ptr(), library.llama_get_logits(self._context), 4 * logits.numel())
         return logits
 
 
-def make_provider(model: Model, form: Format, tokens: int, prompt: Tensor | None, check: Check) -> Provider:
-    """Reads ``tokens`` tokens after a prompt, which is read here and now."""
+def make_provider(
+    model: Model, form: Format, tokens: int, prompt: Tensor | None, check: Check, last: bool = False
+) -> Provider:
+    """Reads ``tokens`` tokens after a prompt, which is read here and now; ``last``: for the logits of the last one."""
     past = 0 if prompt is None else prompt.shape[1]
     loaded = load(model, form)
     sequence = Sequence(loaded, past + tokens)
@@ -238,14 +243,20 @@ def make_provider(model: Model, form: Format, tokens: int, prompt: Tensor | None
         sequence.read(prompt)
 
     def run(inputs: Inputs) -> Tensor:
-        return sequence.read(inputs["ids"], past)
+        return sequence.read(inputs["ids"], past, last)
 
-    work = replace(model.work(tokens, dense=True, bits=16), bytes=float(loaded.bytes), peak=form.peak)
+    work = replace(
+        model.work(tokens, dense=True, bits=16, heads=1 if last else None), bytes=float(loaded.bytes), peak=form.peak
+    )
+    if last:
+        # It leaves out what nobody asked for: the last block's feed-forward half of all tokens but one.
+        spared = 3 * model.n_embd * int(model.config["ffn_hidden"])
+        work = replace(work, flops=work.flops - 2.0 * (tokens - 1) * spared)
     return Provider(f"{NAME} {form.name}", run, work=work, check=check, model_bytes=loaded.bytes)
 
 
 def providers(
-    case: str, model: Model, tokens: int, prompt: Tensor | None, check: Callable[[float], Check]
+    case: str, model: Model, tokens: int, prompt: Tensor | None, check: Callable[[float], Check], last: bool = False
 ) -> tuple[list[Provider], list[Absent]]:
     """llama.cpp in every format that fits, and what it refused to do.
 
@@ -255,12 +266,13 @@ def providers(
         tokens: of one call.
         prompt: ids [1, P] that stand before them.
         check: from a tolerance to a check of the logits.
+        last: whether the logits of the last token are enough.
     """
     found: list[Provider] = []
     refused: list[Absent] = []
     for form in () if without_llama_cpp(model.setting, case) else formats(model):
         try:
-            found.append(make_provider(model, form, tokens, prompt, check(form.tolerance)))
+            found.append(make_provider(model, form, tokens, prompt, check(form.tolerance), last))
         except Exception as error:
             # Other people's code, of any version: one that does not work here is one peer less.
             refused.append(Absent(case, f"{NAME} {form.name}", f"{type(error).__name__}: {error}"[:200]))

@@ -130,14 +130,22 @@ class Model:
         # Direct octonion products use each weight eight times; the fast ones form 30 block products of 64.
         return 8 * stored * 30 / 64, head
 
-    def work(self, tokens: int, dense: bool, bits: float, head_bytes: int = 4, passes: int = 1) -> Work:
-        """Of one pass over ``tokens``: weights of the linear layers in ``bits``, the head in ``head_bytes`` each."""
+    def work(
+        self, tokens: int, dense: bool, bits: float, head_bytes: int = 4, passes: int = 1, heads: int | None = None
+    ) -> Work:
+        """Of one pass over ``tokens``, the head applied to ``heads`` of them, or to all.
+
+        Weights of the linear layers in ``bits``, those of the head in ``head_bytes``.
+        """
         linear, head = self.weights_of(dense=True)
         executed, _ = self.weights_of(dense)
         stored = linear * bits / 8 / (1 if dense else self.blocks)
-        flops = 2.0 * passes * (tokens * executed + tokens * head)
+        head_flops = 2.0 * passes * (tokens if heads is None else heads) * head
         return Work(
-            flops, passes * (stored + head_bytes * head), 2.0 * passes * (tokens * linear + tokens * head), "float32"
+            2.0 * passes * tokens * executed + head_flops,
+            passes * (stored + head_bytes * head),
+            2.0 * passes * tokens * linear + head_flops,
+            "float32",
         )
 
     def model_bytes(self, dense: bool, bits: float) -> int:

@@ -118,8 +118,11 @@ class Plain:
         embedding = self.weights["embedding.weight"]
         return StaticCache(embedding.new_zeros(shape), embedding.new_zeros(shape))
 
-    def __call__(self, ids: Tensor, cache: StaticCache | None = None) -> Tensor:
-        """Logits [B, T, V] of ids [B, T]; with a cache they follow the tokens in it and join them."""
+    def __call__(self, ids: Tensor, cache: StaticCache | None = None, last: bool = False) -> Tensor:
+        """Logits [B, T, V] of ids [B, T]; with a cache they follow the tokens in it and join them.
+
+        With ``last`` those of the last token only, [B, 1, V].
+        """
         w, past = self.weights, cache.length if cache is not None else 0
         x = w["embedding.weight"][ids]
         for layer in range(self.config["n_layer"]):
@@ -131,6 +134,7 @@ class Plain:
             x = x + linear(gated, w[f"{block}.ffn.down.weight"])
         if cache is not None:
             cache.length = past + ids.shape[1]
+        x = x[:, -1:] if last else x
         return linear(rms_norm(x, x.shape[-1:], w["norm.weight"], 1e-6), w["embedding.weight"])
 
     def _attend(self, h: Tensor, name: str, layer: int, past: int, cache: StaticCache | None) -> Tensor:
