@@ -7,6 +7,7 @@ shows tracebacks.
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -106,6 +107,10 @@ class WalshGroup(click.Group):
         if not standalone_mode:
             return super().main(args, standalone_mode=False, **extra)
         given = list(sys.argv[1:] if args is None else args)
+        for stream in (sys.stdout, sys.stderr):
+            # What was typed or what a backend says may not fit the terminal's encoding; that is no reason to stop.
+            if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+                stream.reconfigure(errors="backslashreplace")
         try:
             code = super().main(given, standalone_mode=False, **extra)
         except click.UsageError as error:

@@ -199,12 +199,15 @@ def test_bad_corpora_are_refused(tmp_path: Path) -> None:
         data.open_corpus(f"file:{tmp_path}/none.txt")
     with pytest.raises(DataError, match=r"holds no \*.txt"):
         data.open_corpus(f"file:{tmp_path}")
+    with pytest.raises(ParameterError, match="expected a path after the colon"):
+        data.open_corpus("file:")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     with pytest.raises(DataError, match="byte 3 is not UTF-8"):
         data.prepare(data.open_corpus(f"file:{tmp_path}/latin.txt"), tmp_path / "out")
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(DataError, match="too small"):
         data.prepare(data.open_corpus(f"file:{tmp_path}/empty.txt"), tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.tokens"))
 
 
 CONTENT = bytes(range(256)) * 4000

@@ -120,4 +120,4 @@ def test_junit(tmp_path, run):
     }
     assert [child.tag for case in suite for child in case] == ["failure", "error"]
     assert "swapped halves" in suite[1][0].text
-    assert suite[2][0].get("message") == "RuntimeError: bell ?"
+    assert suite[2][0].get("message") == "RuntimeError: bell \\x07"

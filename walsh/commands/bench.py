@@ -11,7 +11,8 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from walsh.errors import BackendError
+from walsh.commands.selection import Seconds, check_output
+from walsh.errors import BackendError, ParameterError
 from walsh.suite.display import make_console
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="PyTorch's threads; its own choice by default.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of inputs and order.")
-@click.option("--budget", type=click.FloatRange(min=0), help="Seconds per case.")
+@click.option("--budget", type=Seconds(), help="Seconds per case.")
 @click.option("--conformance", type=_FILE, help="Report of `walsh conformance --json` on this commit; else it is run.")
 @click.option("--against", type=_FILE, help="Earlier rows.jsonl: anything slower fails. Default: the stored run here.")
 @click.option("--store", metavar="NAME", help="Keep the run as reports/NAME, the one before as previous.jsonl.")
@@ -88,7 +89,20 @@ def _setting(options: Options) -> Any:
     return Setting(options.device, options.quick, options.seed)
 
 
+def _check(options: Options) -> None:
+    """See before anything is timed that the outcome can be compared and kept."""
+    from walsh.measure.rows import read_run
+
+    if options.store is not None and (Path(options.store).name != options.store or options.store in (".", "..")):
+        raise ParameterError(f"--store {options.store!r}: expected a plain name, of a folder of reports/")
+    if options.out is not None:
+        check_output(options.out)
+    if options.against is not None:
+        read_run(options.against)
+
+
 def _run(options: Options) -> int:
+    _check(options)
     setting, console = _setting(options), make_console()
     from walsh.measure.cases import load_cases, locate_cases
     from walsh.measure.run import Plan, needed_backends, perform

@@ -74,6 +74,8 @@ def open_corpus(name: str, cache: Path | None = None, progress: Progress | None 
         DataError: for ``file:PATH`` that is not there, or holds no text.
     """
     folder = cache or cache_folder()
+    if name == "file:":
+        raise ParameterError("corpus 'file:': expected a path after the colon, of a text file or a folder of *.txt")
     if name.startswith("file:"):
         return _files(name, Path(name.removeprefix("file:")))
     if name == "pydoc":

@@ -96,6 +96,8 @@ def prepare(
         train, validation = iter(kept if held_out else []), iter(held_out)
     for name, texts in (("train", train), ("validation", validation)):
         if not write_tokens(folder / f"{name}.tokens", _encode(texts, made_by, progress), made_by):
+            for part in ("train", "validation"):
+                (folder / f"{part}.tokens").unlink(missing_ok=True)
             raise DataError(f"corpus {corpus.name}: too small to hold out {corpus.held_out:.1%} of it")
     (folder / "corpus.json").write_text(json.dumps(origin, indent=1) + "\n", encoding="utf-8")
     # Last, and by a rename: whoever finds it finds everything.

@@ -88,7 +88,11 @@ def deliver(results: Mapping[str, Any], out: Mapping[str, Array], cast: bool = F
     for name, target in out.items():
         value = results.get(name)
         if value is None:
-            raise OutputMismatch(f"output {name}: nothing was returned, expected {describe_array(target)}")
+            parts = any(key.startswith(f"{name}.") for key in results)
+            what = "a list or dict" if parts else "nothing"
+            raise OutputMismatch(f"output {name}: {what} was returned, expected {describe_array(target)}")
+        if not hasattr(value, "dtype") or not hasattr(value, "shape"):
+            raise OutputMismatch(f"output {name}: returned {type(value).__name__}, expected {describe_array(target)}")
         if cast and value.dtype.name == "float64" and is_float(target.dtype):
             value = round_to(value, target.dtype)
         if value.dtype != target.dtype or value.shape != target.shape:

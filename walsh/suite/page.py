@@ -165,7 +165,7 @@ def write_page(
         created=created,
     )
     with replacing(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def badge(runs: Iterable[BackendRun], code: Exit) -> dict[str, Any]:

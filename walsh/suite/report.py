@@ -202,6 +202,8 @@ def write_junit(path: Path, runs: Sequence[BackendRun]) -> None:
             for problem in problems:
                 element = ElementTree.SubElement(suite, "testcase", classname=run.name, name=problem, time="0")
                 ElementTree.SubElement(element, kind, message=problem)
+    for element in root.iter():
+        element.attrib.update({key: _printable(value) for key, value in element.attrib.items()})
     with replacing(path) as temporary:
         ElementTree.indent(root)
         ElementTree.ElementTree(root).write(temporary, encoding="utf-8", xml_declaration=True)
@@ -219,10 +221,14 @@ def _junit_case(suite: ElementTree.Element, outcome: Outcome) -> None:
         time=f"{outcome.seconds:.6f}",
     )
     if outcome.outcome in _JUNIT:
-        child = ElementTree.SubElement(element, _JUNIT[outcome.outcome], message=_printable(outcome.message))
+        child = ElementTree.SubElement(element, _JUNIT[outcome.outcome], message=outcome.message)
         child.text = _printable("\n".join(f"{note.bug}: {note.description}" for note in outcome.case.notes))
+
+
+_NO_XML = {*map(chr, range(0xD800, 0xE000)), "\ufffe", "\uffff"}
+"""Surrogates and non-characters, besides the control characters."""
 
 
 def _printable(text: str) -> str:
     """Without the control characters that XML cannot hold; messages quote what backends say."""
-    return "".join(char if char in "\t\n" or ord(char) >= 32 else "?" for char in text)
+    return "".join(char if char in "\t\n" or (char >= " " and char not in _NO_XML) else "?" for char in text)

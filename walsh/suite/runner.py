@@ -157,8 +157,10 @@ def _call(
             answer = backend.run(case.op, params, inputs.arrays, arrays)
         except AdapterBroken:
             raise
-        except (Exception, SystemExit) as caught:
-            error, trace = caught, traceback.format_exc()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as caught:  # SystemExit and whatever else a backend derives from it
+            error, trace = caught, _trace()
         seconds = perf_counter() - started
         for output in outputs.values():
             output.settle()
@@ -300,8 +302,21 @@ def error_names(error: BaseException) -> list[str]:
 
 
 def describe_error(error: BaseException) -> str:
-    """``ClassName: message``."""
-    return f"{error_names(error)[0]}: {error}"
+    """``ClassName: message``, of characters that can be printed and stored."""
+    try:
+        message = str(error).encode("utf-8", "backslashreplace").decode()
+    except Exception as inner:
+        message = f"(its message cannot be had: {type(inner).__name__})"
+    # Escape sequences would reach the terminal of whoever reads this.
+    shown = "".join(char if char >= " " or char in "\t\n" else repr(char)[1:-1] for char in message)
+    return f"{error_names(error)[0]}: {shown}" if shown else error_names(error)[0]
+
+
+def _trace() -> str:
+    try:
+        return traceback.format_exc()
+    except Exception as inner:
+        return f"(no traceback can be had: {type(inner).__name__})"
 
 
 def _is_right_error(error: BaseException, wanted: str, own: bool) -> bool:

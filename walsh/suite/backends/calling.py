@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from walsh.errors import BackendError, ParameterError
+from walsh.suite.backend import OutputMismatch
 from walsh.suite.catalog import Call, find_call, flatten, nest
 
 
@@ -74,6 +75,8 @@ def invoke(
     names = [name for name in call.outputs if name != "probes"]
     if not isinstance(results, tuple):
         results = (results,)
+    if len(results) > len(names) and call.kind != "backward":
+        raise OutputMismatch(f"{len(results)} results were returned, expected {len(names)}: {', '.join(names)}")
     flat = flatten(dict(zip(names, results, strict=False)))
     flat.update({f"probes.{name}": value for name, value in probes.items()})
     return flat
