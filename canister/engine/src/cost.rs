@@ -4,8 +4,8 @@
 //! cost of a linear = products * P + inputs * I + outputs * O + a constant,     P by layout, all measured (walsh.ic)
 //! ```
 //!
-//! Upper estimates from shapes, for one column; `tests/test_engine.py` holds them to what is measured. Columns that share
-//! a pass cost no more than alone. Pages and system calls are the host's.
+//! Upper estimates from shapes, for one column; `tests/engine/test_instructions.py` holds them to what is measured.
+//! Columns that share a pass cost no more than alone. Pages and system calls are the host's.
 
 use crate::cayley_dickson::Layout;
 use crate::config::Config;
