@@ -271,6 +271,8 @@ def test_ops(walsh):
     found = walsh(command="ops")
     assert found.exit_code == 0
     assert re.search(r"hadamard_transform +x +400", found.output)
+    assert "…" not in found.output  # arguments are what one has to type
+    assert "x_scale?" in found.output
     listed = json.loads(walsh("--json", command="ops").output)["calls"]
     assert {"op": "hadamard", "call": "hadamard_transform", "lanes": {"exact": 400, "invalid": 1}} in listed
 

@@ -14,6 +14,9 @@ from walsh.suite.display import make_console
 from walsh.suite.schema import locate_data
 from walsh.suite.vectors import load_suite
 
+_WIDTH = 150
+"""Columns of a log, in which no word of the table is cut."""
+
 
 @click.command()
 @click.option("--vectors", type=click.Path(path_type=Path), help="Data folder (holds manifest.json).")
@@ -29,10 +32,14 @@ def ops(vectors: Path | None, as_json: bool) -> None:
         click.echo(json.dumps({"manifest": suite.digest, "calls": rows}, indent=1))
         return
     console = make_console()
+    if not console.is_terminal:
+        console.width = _WIDTH
     table = Table(box=None, pad_edge=False)
+    words = [f"{arg}?" for call in CALLS.values() for arg in call.args]
     shown = [lane for lane in LANES if any(lanes[lane] for lanes in counts.values())]
     for title in ("op", "call", "arguments"):
-        table.add_column(title, no_wrap=title != "arguments")
+        # Whole words only: they are what one has to type.
+        table.add_column(title, no_wrap=title != "arguments", min_width=max(map(len, words)) * (title == "arguments"))
     for lane in shown:
         table.add_column(lane.replace("_", " "), justify="right")
     previous = ""
