@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from walsh import kernels, reference
-from walsh.errors import BackendError
+from walsh.errors import BackendError, DTypeError
 from walsh.kernels.dispatch import choose_backend
 
 torch = pytest.importorskip("torch")
@@ -44,6 +44,14 @@ def test_same_numbers_by_array_and_by_tensor():
     assert kernels.hadamard_transform(torch.from_numpy(x)).tolist() == expected
     strict = kernels.strict.hadamard_transform(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     assert strict.tolist() == expected
+
+
+def test_arrays_and_tensors_of_one_call_are_told_apart():
+    x, w = np.ones((2, 16), np.float32), torch.ones(8, 2, 2)
+    with pytest.raises(DTypeError, match=r"the first float32\[2, 16\]: expected one kind"):
+        kernels.cayley_dickson_linear(x, w)
+    logits = torch.zeros(2, 4)
+    assert kernels.sample(logits, temperature=0.0, seed=np.int64(3), position=np.array([1, 2])).tolist() == [0, 0]
 
 
 def test_unknown_operation():

@@ -310,7 +310,7 @@ def test_without_a_server_there_is_no_receipt(monkeypatch, tmp_path):
     false = tmp_path / "pocket-ic"
     false.write_text("#!/bin/sh\nexit 3\n")
     false.chmod(0o700)
-    with pytest.raises(BackendError, match="named no port"):
+    with pytest.raises(BackendError, match="pocket-ic ended with exit code 3 before it named a port"):
         pocketic.Server(pocketic.find_server(), 5)
 
 

@@ -109,6 +109,21 @@ def test_a_checkpoint_generates_as_it_was_trained(pair: tuple[Path, Path]) -> No
     assert list(model.tokens([65, 66], 30, Sampling(0.9, 20, seed=3))) == expected
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompt": 3}, "prompt 3: expected a text"),
+        ({"prompt": b"x"}, "prompt b'x': expected a text"),
+        ({"prompt": "x", "max_tokens": 1.5}, "max_tokens 1.5: expected a whole number"),
+        ({"prompt": "x", "temperature": "hot"}, "temperature 'hot': expected a number"),
+        ({"prompt": "x", "stop": 3}, "stop 3: expected a text or several"),
+    ],
+)
+def test_arguments_of_another_type_are_named(pair: tuple[Path, Path], arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        walsh.load(pair[0], "wasm").generate(**arguments)
+
+
 def test_streams_are_the_text_in_pieces(pair: tuple[Path, Path]) -> None:
     model = walsh.load(pair[1])
     assert model.engine == "wasm"

@@ -79,7 +79,10 @@ class Server:
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         ends = time.monotonic() + patience
         while not (port_file.exists() and port_file.read_text().strip().isdigit()):
-            if self._process.poll() is not None or time.monotonic() > ends:
+            if (code := self._process.poll()) is not None:
+                self.close()
+                raise BackendError(f"{program.name} ended with exit code {code} before it named a port: {HOW}")
+            if time.monotonic() > ends:
                 self.close()
                 raise BackendError(f"{program.name} named no port within {patience:g} s: {HOW}")
             time.sleep(0.05)

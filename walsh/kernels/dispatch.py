@@ -11,10 +11,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from walsh.errors import BackendError
+from walsh.errors import BackendError, DTypeError
 
 BACKENDS: dict[str, str] = {
     "reference": "walsh.reference",
@@ -35,6 +35,18 @@ def _devices(values: Any) -> Iterator[str]:
         yield "array"
     elif hasattr(values, "device"):
         yield str(getattr(values.device, "type", values.device))
+
+
+def _check_mixture(arguments: Iterable[Any]) -> None:
+    """Refuse a call that has tensors and arrays of reals; integers, such as seeds and positions, may be either."""
+    given = list(arguments)
+    arrays = [value for value in given if type(value).__name__ == "ndarray" and value.dtype.kind == "f"]
+    tensors = [value for value in given if type(value).__module__.partition(".")[0] == "torch"]
+    if arrays and any(hasattr(value, "device") for value in tensors):
+        raise DTypeError(
+            f"arguments are torch tensors and NumPy arrays, the first {arrays[0].dtype}{list(arrays[0].shape)}: "
+            "expected one kind; torch.from_numpy makes tensors of arrays"
+        )
 
 
 def _by_device(values: Any) -> str:
@@ -96,6 +108,7 @@ def dispatch(name: str, strict: bool = False) -> Callable[..., Any]:
     """
 
     def call(*args: Any, backend: str | None = None, **keywords: Any) -> Any:
+        _check_mixture((*args, *keywords.values()))
         chosen = choose_backend((args, keywords), backend)
         package = load(chosen, strict)
         if not hasattr(package, name):

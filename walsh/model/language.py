@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Literal, overload
+from numbers import Integral, Real
+from typing import Any, Literal, overload
 
 from walsh.data.tokenizers import StreamDecoder, Tokenizer
 from walsh.engine.model import Sampling
@@ -203,9 +204,10 @@ class LanguageModel(ABC):
             The continuation, without the prompt; or an iterator over its pieces.
 
         Raises:
-            ParameterError: arguments out of range, or a model without a tokenizer. RangeError: a character that the
-            tokenizer lacks.
+            ParameterError: arguments out of range or of another type, or a model without a tokenizer. RangeError: a
+            character that the tokenizer lacks.
         """
+        _check_types(prompt, max_tokens, temperature, top_p, repetition_penalty, stop)
         sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
         pieces = self.pieces(prompt, max_tokens, sampling, [stop] if isinstance(stop, str) else list(stop))
         return pieces if stream else "".join(pieces)
@@ -217,6 +219,19 @@ class LanguageModel(ABC):
         if ids[0] >= self.config.vocab_size:
             raise RangeError("an empty prompt for a model without an end token: give at least one character")
         return _texts(self.tokens(ids, max_tokens, sampling, tokenizer.end_token), tokenizer.stream(), held)
+
+
+def _check_types(prompt: Any, max_tokens: Any, temperature: Any, top_p: Any, penalty: Any, stop: Any) -> None:
+    """Raise ParameterError for what is no text, whole number or number; ``Sampling`` checks the others."""
+    if not isinstance(prompt, str):
+        raise ParameterError(f"prompt {prompt!r}: expected a text; tokens() takes token ids")
+    if isinstance(max_tokens, bool) or not isinstance(max_tokens, Integral):
+        raise ParameterError(f"max_tokens {max_tokens!r}: expected a whole number")
+    for name, value in (("temperature", temperature), ("top_p", top_p), ("repetition_penalty", penalty)):
+        if not isinstance(value, Real):
+            raise ParameterError(f"{name} {value!r}: expected a number")
+    if not isinstance(stop, str) and not (isinstance(stop, Sequence) and all(isinstance(one, str) for one in stop)):
+        raise ParameterError(f"stop {stop!r}: expected a text or several")
 
 
 def _texts(tokens: Iterator[int], decoder: StreamDecoder, held: StopFilter) -> Iterator[str]:
