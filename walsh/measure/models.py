@@ -23,7 +23,7 @@ from walsh.reference.config import weight_shapes
 
 INT8_TOLERANCE = 0.3
 """Of logits under int8 activations, over their rms: one rounding that falls the other way moves every later one, up to
-0.19 in the largest of 50,257 after 256 tokens. One wrong matrix moves them by more than 1.
+0.22 in the largest of 50,257 after 256 tokens. One wrong matrix moves them by more than 1.
 """
 FLOAT_TOLERANCE = 1e-3
 
