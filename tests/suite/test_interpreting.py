@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 from walsh.suite.backends.process import ProcessBackend
+from walsh.suite.policy import load_policy
 from walsh.suite.runner import run_backend
+from walsh.suite.schema import locate_data
 from walsh.suite.vectors import load_suite
 
 PAGE = Path(__file__).parents[2] / "conformance" / "INTERPRETING.md"
@@ -29,6 +31,10 @@ def test_the_program_of_the_process_protocol_conforms(tmp_path, small, toys):
     backend = ProcessBackend(shlex.join([sys.executable, str(tmp_path / "plain.py")]))
     try:
         found = run_backend(backend, load_suite(small, min_cases=1).cases, toys.policy)
+        golden = [case for case in load_suite(locate_data()).cases if case.call.name == "hadamard_transform"]
+        conforming = run_backend(backend, golden, load_policy(locate_data()))
     finally:
         backend.close()
     assert [outcome.outcome for outcome in found.outcomes] == ["pass", "pass", "skip", "pass"]
+    assert {outcome.outcome for outcome in conforming.outcomes} == {"pass", "skip"}
+    assert conforming.counts["pass"] > 20
