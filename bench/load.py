@@ -1,6 +1,8 @@
 """From a file to weights in memory, in the order in which a model needs them; files are in the page cache.
 
 float32 safetensors (the checkpoint), packed safetensors (2 bits a ternary weight, unpacked to codes)
+
+A safetensors file is mapped, not read: of what nobody computes with, a cache line a page is all that must move.
 """
 
 from __future__ import annotations
@@ -21,6 +23,13 @@ from walsh.codec import dump, read_walsh
 from walsh.kernels.torch import pack_ternary, unpack_ternary
 from walsh.measure.case import Absent, Case, Inputs, Provider, Setting, Work
 from walsh.measure.models import Model, choose_model
+
+PAGE, LINE = 4096, 64
+
+
+def lines(size: int) -> float:
+    """Bytes that touching every page of so many moves."""
+    return size / PAGE * LINE
 
 
 def unpack(path: Path, widths: dict[str, int]) -> dict[str, Tensor]:
@@ -57,12 +66,15 @@ def cases(setting: Setting) -> Iterable[Case | Absent]:
         return 0.0 if same and torch.equal(output["embedding.weight"][0], inputs["row"]) else float("inf")
 
     whole, packed = model.model_bytes(dense=False, bits=32), model.model_bytes(dense=False, bits=2)
+    codes = [model.weights[name].to(torch.int8) for name in widths]
+    others = sum(w.nbytes for name, w in model.weights.items() if name not in widths)
+    unpacking = sum(pack_ternary(q).nbytes + q.nbytes for q in codes)
     yield Case(
         op="load",
         name=f"load/C{model.n_embd}-V{model.vocabulary}",
         shape=model.shape(),
         dtype="float32",
-        work=Work(0, 2.0 * whole),
+        work=Work(0, lines(whole)),
         fresh=make_fresh(model, folder),  # type: ignore[arg-type]  # a dict of paths and a tensor
         check=check,
         providers=(
@@ -71,7 +83,7 @@ def cases(setting: Setting) -> Iterable[Case | Absent]:
                 "packed safetensors",
                 lambda i: touch(unpack(i["packed"], widths)),
                 "torch",
-                Work(0, 2.0 * packed),
+                Work(0, unpacking + lines(others)),
                 model_bytes=packed,
             ),
         ),
@@ -104,7 +116,7 @@ def container(model: Model, folder: Path) -> Case:
         name=f"load/strict/C{model.n_embd}-V{model.vocabulary}",
         shape=model.shape(),
         dtype="int8",
-        work=Work(0, 2.0 * whole),
+        work=Work(0, lines(whole)),
         fresh=fresh,
         check=check,
         providers=(
@@ -125,5 +137,5 @@ def container(model: Model, folder: Path) -> Case:
 def touch(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Read a byte of every page: a mapped file has loaded nothing yet, and reading more would time the reading."""
     for w in weights.values():
-        w.reshape(-1).view(torch.uint8)[::4096].sum()
+        w.reshape(-1).view(torch.uint8)[::PAGE].sum()
     return weights

@@ -184,8 +184,9 @@ def test_the_command_continues_ids(tmp_path):
     given = ["chat", str(path), "--ids", "1,2,3", "--max-tokens", "5", "--temperature", "0", "--quiet"]
     found = CliRunner().invoke(ic, given, catch_exceptions=False)
     assert found.stdout.split() == [str(token) for token in models.expected([1, 2, 3], 5, top_k=50)]
-    found = CliRunner().invoke(ic, ["chat", str(path), "--ids", "1,x"])
-    assert isinstance(found.exception, ParameterError)
+    for wrong in ("1,x", "-1", "4294967296", "1,,2"):
+        found = CliRunner().invoke(ic, ["chat", str(path), f"--ids={wrong}"])
+        assert isinstance(found.exception, ParameterError), wrong
 
 
 # ---- receipts

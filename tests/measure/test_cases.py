@@ -5,8 +5,8 @@ import torch
 
 from walsh.errors import ParameterError
 from walsh.measure import work
-from walsh.measure.case import Provider, Setting
-from walsh.measure.cases import JOBS, load_cases, locate_cases
+from walsh.measure.case import Absent, Provider, Setting
+from walsh.measure.cases import JOBS, find_cases, load_cases, locate_cases
 from walsh.measure.models import Model
 from walsh.measure.threads import each_way
 from walsh.suite.catalog import OPS
@@ -49,6 +49,17 @@ def test_cases_are_found_by_name_and_wrong_names_are_refused(tmp_path):
         load_cases(locate_cases(), setting, ["rope"], ["nothing"])
     with pytest.raises(ParameterError, match="--cases"):
         locate_cases(tmp_path)
+
+
+def test_cases_are_found_one_at_a_time(tmp_path):
+    (tmp_path / "rope.py").write_text(
+        "from walsh.measure.case import Absent\n\n\ndef cases(setting):\n"
+        "    yield Absent('rope/a', 'somebody', 'away')\n    raise RuntimeError('asked for another')\n"
+    )
+    found = find_cases(tmp_path, Setting(quick=True), ["rope", "swiglu"])
+    assert next(found) == Absent("rope/a", "somebody", "away")
+    with pytest.raises(RuntimeError, match="asked for another"):
+        next(found)
 
 
 def test_formulas_by_hand():

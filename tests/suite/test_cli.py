@@ -44,6 +44,11 @@ class Dead(Right):
     def run(self, op, params, inputs, out):
         raise OSError("no device")
 
+class Refusing(Right):
+    def run(self, op, params, inputs, out):
+        from walsh.suite.backend import Skip
+        return Skip("out of order")
+
 class Unmakeable:
     def __init__(self):
         raise OSError("no driver")
@@ -100,6 +105,13 @@ def test_exit_1(walsh):
 def test_the_note_of_a_vector_is_shown(walsh):
     found = walsh("--backend", "cli_backends:Wrong", "--case", "hadamard/exact/case-9")
     assert "smells of  swapped halves: sum and difference change places" in found.output
+
+
+def test_refusing_every_case_shows_nothing(walsh):
+    found = walsh("--backend", "cli_backends:Refusing")
+    assert found.exit_code == 3
+    assert "INCOMPLETE  right: 0 pass, 0 fail, 401 skip" in found.output
+    assert "right answered no case, which shows nothing; its first refusal: out of order" in found.output
 
 
 def test_exit_2(walsh, full):

@@ -245,6 +245,13 @@ def test_ablate_runs_pairs_and_reports(work: Path) -> None:
     assert "seed 1: octonion" in result.output
 
 
+def test_more_seeds_than_there_are_is_refused(work: Path) -> None:
+    (work / "compare.toml").write_text(ABLATION, encoding="utf-8")
+    found = CliRunner().invoke(ablate, [str(work / "compare.toml"), "--seeds", "3"])
+    assert isinstance(found.exception, ParameterError)
+    assert "--seeds 3: compare.toml has 2" in str(found.exception)
+
+
 def fake(variant: str, seed: int, loss: float) -> Run:
     return Run(variant, seed, loss, 1, 1, 1, 1.0, 1.0, 8, 8, [[1.0, loss]])
 

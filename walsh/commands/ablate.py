@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from walsh.errors import ParameterError
 from walsh.suite.display import make_console
 
 
@@ -52,6 +53,8 @@ def ablate(
         torch.set_num_threads(threads)
     path = find_config(config)
     chosen, base = load_ablation(path, overrides)
+    if seeds is not None and seeds > len(chosen.seeds):
+        raise ParameterError(f"--seeds {seeds}: {path.name} has {len(chosen.seeds)}; add some to its list")
     chosen = chosen.model_copy(update={"match": match or chosen.match, "seeds": chosen.seeds[:seeds]})
     folder = output or Path("runs") / f"{path.stem}-{chosen.match}"
     console = make_console()

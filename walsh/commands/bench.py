@@ -104,17 +104,24 @@ def _check(options: Options) -> None:
 def _run(options: Options) -> int:
     _check(options)
     setting, console = _setting(options), make_console()
-    from walsh.measure.cases import load_cases, locate_cases
+    from walsh.measure.case import Case
+    from walsh.measure.cases import find_cases, load_cases, locate_cases
     from walsh.measure.run import Plan, needed_backends, perform
     from walsh.measure.verdict import find_verdicts
     from walsh.suite.schema import locate_data
     from walsh.suite.vectors import load_suite
 
-    cases, absent = load_cases(locate_cases(options.folder), setting, options.rooms, options.globs)
+    folder = locate_cases(options.folder)
     if options.list_only:
-        for case in cases:
-            click.echo(f"{case.name}  {', '.join(provider.name for provider in case.providers)}")
+        fitting = 0
+        for entry in find_cases(folder, setting, options.rooms, options.globs):
+            if isinstance(entry, Case):
+                click.echo(f"{entry.name}  {', '.join(provider.name for provider in entry.providers)}")
+                fitting += 1
+        if not fitting:
+            raise ParameterError("no case fits; without --case, `walsh bench --list` shows all")
         return 0
+    cases, absent = load_cases(folder, setting, options.rooms, options.globs)
     OUTPUT.mkdir(parents=True, exist_ok=True)
     proof = OUTPUT / "conformance.jsonl"
     with console.status("conformance") as status:

@@ -236,10 +236,10 @@ def chat(
 
 
 def _ids(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ParameterError(f"--ids {text!r}: expected integers separated by commas, such as 1,2,3") from None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) < 2**32 for part in parts):
+        raise ParameterError(f"--ids {text!r}: expected token ids separated by commas, such as 1,2,3")
+    return [int(part) for part in parts]
 
 
 def _line() -> str:

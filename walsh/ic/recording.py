@@ -47,7 +47,10 @@ def read_model(path: Path) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise FormatError(f"{path}: {error.strerror}; expected a .walsh file, see `walsh compress --help`") from None
-    Engine(content).close()
+    try:
+        Engine(content).close()
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from None
     return content
 
 

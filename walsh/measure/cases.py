@@ -9,8 +9,9 @@ checkout also gets a small case from its conformance vectors (``vector_cases.py`
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,10 @@ def locate_cases(folder: Path | None = None) -> Path:
     return found
 
 
-def load_cases(
+def find_cases(
     folder: Path, setting: Setting, rooms: Iterable[str] = (), globs: Iterable[str] = ()
-) -> tuple[list[Case], list[Absent]]:
-    """The cases of a folder, in the order of SPEC.md.
+) -> Iterator[Case | Absent]:
+    """The cases of a folder, in the order of SPEC.md, each when it is made: models among their inputs take seconds.
 
     Args:
         folder: of case files.
@@ -48,27 +49,35 @@ def load_cases(
         globs: patterns of case names; none means all.
 
     Raises:
-        ParameterError: for an unknown op, a case name that occurs twice, or if nothing is left.
+        ParameterError: for an unknown op.
     """
     rooms, globs = tuple(rooms), tuple(globs)
     unknown = set(rooms) - {*OPS, *JOBS}
     if unknown:
         raise ParameterError(f"{sorted(unknown)} are neither ops nor jobs; known: {', '.join((*OPS, *JOBS))}")
-    cases: list[Case] = []
-    absent: list[Absent] = []
     for name in rooms or (*OPS, *JOBS):
         path = folder / f"{name}.py"
         if not path.is_file():
-            absent.append(Absent(name, "all", f"{folder.name}/{name}.py does not exist"))
+            yield Absent(name, "all", f"{folder.name}/{name}.py does not exist")
             continue
-        entries = list(_import(path).cases(setting))
-        if folder == locate_cases() and name in OPS:
-            entries += filter(None, [vector_case(setting, name)])
-        for entry in entries:
-            if not globs or any(
-                fnmatchcase(entry.name if isinstance(entry, Case) else entry.case, glob) for glob in globs
-            ):
-                (cases if isinstance(entry, Case) else absent).append(entry)
+        small = [vector_case(setting, name)] if folder == locate_cases() and name in OPS else []
+        for entry in itertools.chain(_import(path).cases(setting), filter(None, small)):
+            named = entry.name if isinstance(entry, Case) else entry.case
+            if not globs or any(fnmatchcase(named, glob) for glob in globs):
+                yield entry
+
+
+def load_cases(
+    folder: Path, setting: Setting, rooms: Iterable[str] = (), globs: Iterable[str] = ()
+) -> tuple[list[Case], list[Absent]]:
+    """What :func:`find_cases` finds, apart: what can be run, and what is absent.
+
+    Raises:
+        ParameterError: for an unknown op, a case name that occurs twice, or if nothing is left.
+    """
+    found = list(find_cases(folder, setting, rooms, globs))
+    cases = [entry for entry in found if isinstance(entry, Case)]
+    absent = [entry for entry in found if isinstance(entry, Absent)]
     names = [case.name for case in cases]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

@@ -69,6 +69,10 @@ def print_verdict(console: Console, runs: Sequence[BackendRun], suite: Suite, co
         counts = [f"{run.counts[name]} {name}" for name in _STYLE if run.counts[name] or name in ("pass", "fail")]
         parts.append(f"{escape(run.name)}: {', '.join(counts)}")
     console.print(f"[{style}]{word}[/]  {'; '.join(parts)}")
+    for run in runs:
+        if run.outcomes and run.counts["skip"] == len(run.outcomes):
+            reason = escape(run.outcomes[0].message)
+            console.print(f"{escape(run.name)} answered no case, which shows nothing; its first refusal: {reason}")
     cases = len({outcome.case.name for run in runs for outcome in run.outcomes})
     console.print(
         f"{cases} of {len(suite.cases)} cases, vectors {suite.digest[:16]}, walsh {__version__}, "

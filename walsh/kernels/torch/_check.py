@@ -21,20 +21,29 @@ ONE_THREAD = 1 << 15
 """Elements up to which PyTorch keeps an elementwise operation or a reduction on the thread that called it."""
 
 
+def require_tensor(name: str, x: Tensor) -> None:
+    """Raise DTypeError unless x is a tensor: lists and numbers of people who do not check types."""
+    if not isinstance(x, Tensor):
+        raise DTypeError(f"{name} is of type {type(x).__name__}: expected a tensor; torch.as_tensor makes one")
+
+
 def require_float(name: str, x: Tensor) -> None:
     """Raise DTypeError unless x is float32, float64, bfloat16 or float16."""
+    require_tensor(name, x)
     if x.dtype not in FLOATS:
         raise DTypeError(f"{name} is {x.dtype}: expected float32, float64, bfloat16 or float16; convert it first")
 
 
 def require_integer(name: str, x: Tensor) -> None:
     """Raise DTypeError unless x holds integers."""
+    require_tensor(name, x)
     if x.dtype not in INTEGERS:
         raise DTypeError(f"{name} is {x.dtype}: expected an integer dtype such as int64; convert it first")
 
 
 def require_weight(name: str, w: Tensor) -> None:
     """Raise DTypeError unless w is float, int8 codes or packed uint8."""
+    require_tensor(name, w)
     if w.dtype not in (*FLOATS, torch.int8, torch.uint8):
         raise DTypeError(f"{name} is {w.dtype}: expected a float dtype, int8 codes or uint8 made by pack_ternary")
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from walsh.errors import DTypeError, FormatError, ParameterError
-from walsh.kernels.torch._check import require_shape, require_ternary
+from walsh.kernels.torch._check import require_shape, require_tensor, require_ternary
 
 
 def _pack_bits(bits: Tensor) -> Tensor:
@@ -45,6 +45,7 @@ def bitmask_encode(q: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         DTypeError: q is not int8. ParameterError: a code outside {-1, 0, 1}.
     """
+    require_tensor("q", q)
     if q.dtype != torch.int8:
         raise DTypeError(f"q is {q.dtype}: expected int8 codes; make them with `ternary`")
     require_ternary("q", q)

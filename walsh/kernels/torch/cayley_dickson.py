@@ -26,6 +26,7 @@ from walsh.kernels.torch._check import (
     require_float,
     require_optional,
     require_shape,
+    require_tensor,
     require_weight,
     rows,
 )
@@ -38,6 +39,7 @@ def _check(x: Tensor, w: Tensor, beta: Tensor | None, method: str) -> int:
     """Validate and return K."""
     if method not in METHODS:
         raise ParameterError(f"method {method!r}: expected one of {', '.join(METHODS)}")
+    require_tensor("x", x)
     require_weight("w", w)
     if w.ndim != 3 or w.shape[0] not in DIMENSIONS.values():
         raise ShapeError(f"w has shape {list(w.shape)}: expected [D, N, K] with D one of 1, 2, 4, 8, 16")

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from walsh.algebra import is_power_of_two, sylvester
 from walsh.errors import ParameterError, ShapeError
-from walsh.kernels.torch._check import INTEGERS, accumulate_dtype, require_float
+from walsh.kernels.torch._check import INTEGERS, accumulate_dtype, require_float, require_tensor
 
 RADIX = 64
 """Longest transform that is one product; measured: at 32 four to ten times faster than butterflies on two cores."""
@@ -158,6 +158,7 @@ def hadamard_transform(x: Tensor, normalize: bool = True) -> Tensor:
         ShapeError: n is not a power of two. ParameterError: integer x with ``normalize=True``.
         DTypeError: neither float nor integer.
     """
+    require_tensor("x", x)
     if x.ndim == 0 or not is_power_of_two(x.shape[-1]):
         raise ShapeError(f"x has shape {list(x.shape)}: expected [..., n] with n a power of two; pad it")
     if x.dtype in INTEGERS:

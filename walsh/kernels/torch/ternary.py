@@ -20,6 +20,7 @@ from walsh.errors import DTypeError, FormatError, NonFiniteError, ParameterError
 from walsh.kernels.torch._check import (
     require_float,
     require_number,
+    require_tensor,
     require_ternary,
     require_weight,
     values_can_be_read,
@@ -140,6 +141,7 @@ def pack_ternary(q: Tensor) -> Tensor:
     Raises:
         DTypeError: q is not int8. ShapeError: q has no axis. ParameterError: a code outside {-1, 0, 1}.
     """
+    require_tensor("q", q)
     if q.dtype != torch.int8:
         raise DTypeError(f"q is {q.dtype}: expected int8 codes; make them with `ternary`")
     if q.ndim == 0:
@@ -165,6 +167,7 @@ def unpack_ternary(packed: Tensor, k: int) -> Tensor:
         DTypeError: packed is not uint8. ShapeError: the last axis is not ceil(k / 4). ParameterError: k is negative.
         FormatError: code 3, or a padding code other than 1.
     """
+    require_tensor("packed", packed)
     if packed.dtype != torch.uint8:
         raise DTypeError(f"packed is {packed.dtype}: expected uint8 made by `pack_ternary`")
     if k < 0:
