@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from walsh.commands.selection import Seconds, check_output
+from walsh.commands.options import Seconds, check_output
 from walsh.errors import BackendError, ParameterError
 from walsh.suite.display import make_console
 
@@ -104,8 +104,7 @@ def _check(options: Options) -> None:
 def _run(options: Options) -> int:
     _check(options)
     setting, console = _setting(options), make_console()
-    from walsh.measure.case import Case
-    from walsh.measure.cases import find_cases, load_cases, locate_cases
+    from walsh.measure.cases import load_cases, locate_cases
     from walsh.measure.run import Plan, needed_backends, perform
     from walsh.measure.verdict import find_verdicts
     from walsh.suite.schema import locate_data
@@ -113,14 +112,7 @@ def _run(options: Options) -> int:
 
     folder = locate_cases(options.folder)
     if options.list_only:
-        fitting = 0
-        for entry in find_cases(folder, setting, options.rooms, options.globs):
-            if isinstance(entry, Case):
-                click.echo(f"{entry.name}  {', '.join(provider.name for provider in entry.providers)}")
-                fitting += 1
-        if not fitting:
-            raise ParameterError("no case fits; without --case, `walsh bench --list` shows all")
-        return 0
+        return _list(folder, setting, options)
     cases, absent = load_cases(folder, setting, options.rooms, options.globs)
     OUTPUT.mkdir(parents=True, exist_ok=True)
     proof = OUTPUT / "conformance.jsonl"
@@ -132,6 +124,21 @@ def _run(options: Options) -> int:
         plan = Plan(setting, cases, absent, verdicts, manifest, budget, sys.argv[1:], committed)
         run = perform(plan, on_step=lambda what: status.update(escape(what)))
     return _finish(console, options, run, options.conformance or proof)
+
+
+def _list(folder: Path, setting: Any, options: Options) -> int:
+    """Print every case that fits when it is made: not all of them need be waited for."""
+    from walsh.measure.case import Case
+    from walsh.measure.cases import find_cases
+
+    fitting = 0
+    for entry in find_cases(folder, setting, options.rooms, options.globs):
+        if isinstance(entry, Case):
+            click.echo(f"{entry.name}  {', '.join(provider.name for provider in entry.providers)}")
+            fitting += 1
+    if not fitting:
+        raise ParameterError("no case fits; without --case, `walsh bench --list` shows all")
+    return 0
 
 
 def _finish(console: Console, options: Options, run: Run, proof: Path) -> int:

@@ -17,14 +17,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from walsh.commands.fuzz import fuzz
-from walsh.commands.selection import (
-    Choice,
-    Seconds,
-    check_output,
-    make_backends,
-    narrow_to_function,
-    select_cases,
-)
+from walsh.commands.options import Seconds, check_output
+from walsh.commands.selection import Choice, make_backends, narrow_to_function, select_cases
 from walsh.commands.validate import validate
 from walsh.suite import display
 from walsh.suite.backend import AdapterBroken, Backend

@@ -10,7 +10,8 @@ from typing import Any
 import click
 from rich.markup import escape
 
-from walsh.commands.selection import Choice, Seconds, make_backends, select_cases
+from walsh.commands.options import Seconds
+from walsh.commands.selection import Choice, make_backends, select_cases
 from walsh.suite import display
 from walsh.suite.backend import AdapterBroken
 from walsh.suite.policy import load_policy

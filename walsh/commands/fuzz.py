@@ -11,7 +11,8 @@ from typing import Any
 import click
 from rich.markup import escape
 
-from walsh.commands.selection import Choice, Seconds, make_backends
+from walsh.commands.options import Seconds
+from walsh.commands.selection import Choice, make_backends
 from walsh.suite import display
 from walsh.suite.catalog import CALLS, OPS
 from walsh.suite.progress import track

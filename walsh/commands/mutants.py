@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from walsh.commands.selection import check_output
+from walsh.commands.options import check_output
 from walsh.suite import display
 from walsh.suite.mutants import Mutant, available, check_sources, load_excused, load_registry, to_json
 from walsh.suite.mutants.campaign import (

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from rich.markup import escape
 
-from walsh.commands.selection import Seconds
+from walsh.commands.options import Seconds
 from walsh.suite import display
 from walsh.suite.runner import Exit
 from walsh.suite.schema import locate_data

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from walsh.codec.sources import naming
 from walsh.engine.model import Engine
 from walsh.errors import FormatError
 from walsh.ic.canister.client import Client, deploy
@@ -47,10 +48,8 @@ def read_model(path: Path) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise FormatError(f"{path}: {error.strerror}; expected a .walsh file, see `walsh compress --help`") from None
-    try:
+    with naming(path):
         Engine(content).close()
-    except FormatError as error:
-        raise FormatError(f"{path}: {error}") from None
     return content
 
 
